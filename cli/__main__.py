@@ -1,0 +1,5 @@
+"""`python -m medssl.cli` is the command `medssl`."""
+
+from . import main
+
+main()

@@ -1,0 +1,103 @@
+"""`medssl denoise`: a noisy scan in, the same scan with less noise out."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from medssl.core.errors import UsageError
+
+from ._options import (
+    Device,
+    Dtype,
+    Json,
+    Law,
+    Memory,
+    Overwrite,
+    Quiet,
+    Scan,
+    Series,
+    Threads,
+    To,
+    settings,
+)
+from ._progress import progress
+
+
+def denoise(
+    scan: Scan,
+    out: Annotated[Path | None, typer.Argument(metavar="[OUT]", help="Default: beside IN.")] = None,
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="The same as OUT.")] = None,
+    method: Annotated[str, typer.Option(help="auto, or a name from `medssl methods`.")] = "auto",
+    sigma: Annotated[str, typer.Option(help="Noise in image units (HU for CT), or auto.")] = "auto",
+    noise: Annotated[Law, typer.Option(help="Noise law.")] = Law.auto,
+    strength: Annotated[
+        float | None, typer.Option(help="0 (nothing) to 1 (all); default: the recipe's.")
+    ] = None,
+    mask: Annotated[Path | None, typer.Option(help="Change voxels only where it is not 0.")] = None,
+    series: Series = None,
+    to: Annotated[To, typer.Option(help="Kind of the output.")] = To.same,
+    like: Annotated[
+        Path | None, typer.Option(help="DICOM series whose headers `--to dicom` takes.")
+    ] = None,
+    dtype: Annotated[Dtype, typer.Option(help="Stored type of the output.")] = Dtype.same,
+    noise_map: Annotated[
+        bool, typer.Option("--noise-map", help="Also write the noise's standard deviation.")
+    ] = False,
+    residual: Annotated[
+        bool, typer.Option("--residual", help="Also write input minus output.")
+    ] = False,
+    preview: Annotated[bool, typer.Option(help="Draw OUT.preview.png.")] = True,
+    change: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Change a recipe's value."),
+    ] = None,
+    device: Device = "auto",
+    memory: Memory = None,
+    threads: Threads = None,
+    seed: Annotated[int, typer.Option(help="Of every random number.")] = 0,
+    overwrite: Overwrite = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be done; write nothing.")
+    ] = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Remove noise from a scan. Needs no weights, no network, no training data."""
+    if out is not None and output is not None:
+        raise UsageError("the output is named twice, as OUT and with -o", "name it once")
+    from medssl import api
+
+    with progress(quiet or as_json) as show:
+        done = api.denoise(
+            scan,
+            out or output,
+            method=method,
+            sigma=sigma,
+            noise=noise.value,
+            strength=strength,
+            mask=mask,
+            series=series,
+            to=to.value,
+            like=like,
+            dtype=dtype.value,
+            noise_map=noise_map,
+            residual=residual,
+            preview=preview,
+            settings=settings(change or []),
+            device=device,
+            memory=memory,
+            threads=threads,
+            seed=seed,
+            overwrite=overwrite,
+            dry_run=dry_run,
+            progress=show,
+        )
+    for warning in done.record["warnings"]:
+        typer.echo(f"warning: {warning}", err=True)
+    typer.echo(f"{scan.name}: {done.line}", err=True)
+    if as_json:
+        typer.echo(json.dumps(done.record, indent=2))
+    else:
+        typer.echo("\n".join(str(path) for path in done.files))

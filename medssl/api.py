@@ -1,0 +1,354 @@
+"""One function per verb; the command line, notebooks and users call the same ones."""
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from nibabel.spatialimages import SpatialImage
+from numpy.typing import NDArray
+from pydicom.dataset import Dataset
+from torch import Tensor
+
+from medssl.core.errors import InputError, UsageError, naming
+from medssl.core.image import Image, Stored
+from medssl.core.run import Run, plain
+from medssl.engine import estimate
+from medssl.engine.choose import Choice
+from medssl.engine.device import machine
+from medssl.engine.restore import Prepared, Progress, Request, prepare, restore
+from medssl.io import atomic, sidecar
+from medssl.io import memory as in_memory
+from medssl.io.derived import Derivation, derived_datasets
+from medssl.io.limits import Limits
+from medssl.io.outputs import Outputs
+from medssl.io.read import kind_of, read
+from medssl.io.series import Series, list_series, read_datasets
+from medssl.io.write import Written, refuse_other_grid, write
+from medssl.physics.noise_level import NoiseEstimate
+from medssl.report.preview import preview as draw
+
+Array = NDArray[Any]
+Scan = str | Path | Image | SpatialImage | Array | Tensor | tuple[Array, Array] | Sequence[Dataset]
+"""A path, an `Image`, a nibabel image, an array, a tensor, (array, affine), DICOM data sets."""
+Leave = Callable[[NDArray[np.float32]], Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Denoised:
+    """What `denoise` gives back; unpacks into image and sigma maps."""
+
+    image: Any
+    """Of the kind that was given; for a path the path of the output."""
+    noise: NoiseEstimate
+    choice: Choice
+    qc: Mapping[str, Any]
+    record: Mapping[str, Any]
+    """What the sidecar holds."""
+    line: str
+    """What was done and why."""
+    files: tuple[Path, ...] = ()
+    """Everything that was written, or would be in a dry run; the image first."""
+    sigma_maps: NDArray[np.float32] | None = None
+    """Of a method that has them."""
+
+    def __iter__(self) -> Iterator[Any]:
+        """Image, sigma maps."""
+        return iter((self.image, self.sigma_maps))
+
+
+def denoise(
+    x: Scan,
+    out: str | Path | None = None,
+    *,
+    method: str = "auto",
+    sigma: float | str = "auto",
+    noise: str = "auto",
+    strength: float | None = None,
+    mask: str | Path | Image | Array | None = None,
+    series: str | None = None,
+    to: Literal["same", "nii", "dicom", "dicom-classic"] = "same",
+    like: str | Path | None = None,
+    dtype: Literal["same", "float32"] = "same",
+    noise_map: bool = False,
+    residual: bool = False,
+    preview: bool = True,
+    settings: Mapping[str, Any] | None = None,
+    device: str = "auto",
+    memory: str | None = None,
+    threads: int | None = None,
+    seed: int = 0,
+    overwrite: bool = False,
+    dry_run: bool = False,
+    progress: Progress | None = None,
+) -> Denoised:
+    """Remove noise from a scan, without weights, network or training data.
+
+    Args:
+        x: A path, an `Image`, a nibabel image, an array, a tensor, (array, affine in RAS mm), or
+            DICOM data sets of one series. The same kind comes back.
+        out: Where a path's result goes; None means beside it. Other kinds stay in memory.
+        method: `auto`, a recipe's name, or a recipe file.
+        sigma: Standard deviation of the noise in image units (HU for CT), or `auto`.
+        noise: `auto`, `gaussian`, `rician`, `poisson` or `gamma`.
+        strength: 0 gives the input back bit for bit, 1 the whole change; None is the recipe's.
+        mask: Voxels that may change: where it is not 0, on the image's grid.
+        series: Which DICOM series: number, UID, or text of its description.
+        to: Kind of the output file.
+        like: DICOM series whose headers `to="dicom"` takes when the input has none.
+        dtype: `same` stored type as the input, or float32.
+        noise_map: Also write the standard deviation of the noise at each voxel.
+        residual: Also write input minus output.
+        preview: Also draw a picture of before, after, residual and noise.
+        settings: Dotted keys of the recipe with other values, as `{"train.steps": 60}`.
+        device: `auto`, `cpu`, `cuda`, `cuda:1`, `mps`.
+        memory: Upper bound such as `4GB`; None means what is free.
+        threads: CPU threads; None means all cores.
+        seed: Of every random number.
+        overwrite: Replace existing outputs.
+        dry_run: Decide everything, write nothing.
+        progress: Told the stage, how much is done, and how much there is.
+
+    Returns:
+        The result and everything known about it.
+
+    Raises:
+        UsageError: The words of the call cannot be right.
+        InputError: The scan is damaged or not one image.
+        MemoryLimitError: It does not fit.
+        OutputError: The result cannot be put where it should go.
+    """
+    words = estimate.asked(noise, sigma)
+    request = Request.of(method, settings or {}, words, strength, seed)
+    where = machine(device, memory, threads)
+    run = Run("denoise", seed=seed)
+    tell = progress or _say_nothing
+    tell("read", 0, 1)
+    limits = Limits(memory=where.memory)
+    with run.stage("read"):
+        image, leave = _enter(x, series, limits, run)
+        template = image if like is None else read(like, series, limits)
+        allowed = None if mask is None else _mask(mask, image, limits)
+    outputs = None
+    if isinstance(x, (str, Path)):
+        outputs = Outputs.named(
+            Path(x),
+            None if out is None else Path(out),
+            template,
+            to=to,
+            preview=preview,
+            noise_map=noise_map,
+            residual=residual,
+        )
+        outputs.check(Path(x), overwrite=overwrite)
+    elif out is not None:
+        raise UsageError("out= goes with a path", "use medssl.write for images in memory")
+    tell("estimate noise", 0, 1)
+    with naming(image.name or "image"):
+        ready = prepare(image, request, where, run)
+    line = _line(ready)
+    if dry_run:
+        record = _record(ready, run, None) | {"outputs": _names(outputs)}
+        files = () if outputs is None else outputs.all
+        return Denoised(None, ready.noise, ready.choice, run.qc, record, line, files)
+    data = restore(ready, allowed, run, tell)
+    if outputs is None:
+        made = leave(data)
+        record = _record(ready, run, None)
+        return Denoised(made, ready.noise, ready.choice, run.qc, record, line)
+    tell("write", 0, 1)
+    atomic.remove(outputs.sidecar)
+    with run.stage("write"):
+        clean = ready.image.with_data(data)
+        if like is not None:
+            refuse_other_grid(template, clean, "image")
+        written = write(
+            outputs.image,
+            clean,
+            like=template,
+            to=to,
+            dtype=dtype,
+            derivation=_derivation(run),
+            overwrite=overwrite,
+        )
+        if 1000 * written.clipped > written.voxels:
+            run.warn(f"{written.clipped} voxels did not fit into the stored range and were clipped")
+        _write_extras(outputs, ready, data, line, overwrite)
+    record = _record(ready, run, written) | {"outputs": _names(outputs)}
+    sidecar.write(outputs.sidecar, record, overwrite=overwrite)
+    return Denoised(outputs.image, ready.noise, ready.choice, run.qc, record, line, outputs.all)
+
+
+def info(path: str | Path, series: str | None = None) -> dict[str, Any]:
+    """What a file or a folder holds, as plain values without identifiers.
+
+    Args:
+        path: A scan, or a folder of DICOM series.
+        series: One of the series, by number, UID or description.
+
+    Returns:
+        `{"series": [...]}` for DICOM, else `{"image": {...}}`.
+
+    Raises:
+        InputError: Nothing readable, or damaged.
+    """
+    path = Path(path)
+    with naming(path):
+        if kind_of(path) == "dicom" and series is None:
+            return {"series": [_series_facts(s) for s in list_series(path)]}
+        return {"image": _image_facts(read(path, series))}
+
+
+def _enter(x: object, series: str | None, limits: Limits, run: Run) -> tuple[Image, Leave]:
+    """The image that was given, and how to give the same kind back."""
+    if isinstance(x, (str, Path)):
+        return read(x, series, limits), _say_nothing
+    if series is not None:
+        raise UsageError("series= goes with a path", "leave it out")
+    if isinstance(x, Image):
+        return x, lambda data: x.with_data(data, warnings=tuple(run.warnings))
+    if isinstance(x, SpatialImage):
+        image = in_memory.from_nibabel(x)
+        return image, lambda data: in_memory.to_nibabel(image.with_data(data), x)
+    if isinstance(x, Tensor):
+        image = in_memory.from_array(x.detach().cpu().numpy(), None)
+        return image, lambda data: x.new_tensor(in_memory.to_array(image.with_data(data)))
+    if isinstance(x, np.ndarray):
+        image = in_memory.from_array(x, None)
+        return image, lambda data: in_memory.to_array(image.with_data(data))
+    if isinstance(x, tuple) and len(x) == 2 and isinstance(x[0], np.ndarray):
+        image, affine = in_memory.from_array(x[0], x[1]), x[1]
+        return image, lambda data: (in_memory.to_array(image.with_data(data)), affine)
+    if isinstance(x, Sequence) and x and all(isinstance(d, Dataset) for d in x):
+        image = read_datasets(x, limits)
+        return image, lambda data: derived_datasets(image.with_data(data), image, _derivation(run))
+    raise InputError(
+        f"{type(x).__name__} is not a scan",
+        "give a path, an Image, a nibabel image, an array, (array, affine), or DICOM data sets",
+    )
+
+
+def _mask(mask: str | Path | Image | Array, image: Image, limits: Limits) -> NDArray[np.bool_]:
+    """(*spatial) where voxels may change."""
+    if isinstance(mask, np.ndarray):
+        if mask.shape != image.shape:
+            raise InputError(
+                f"the mask has shape {mask.shape}, the image {image.shape}",
+                "bring it onto the image's grid",
+            )
+        chosen = mask != 0
+    else:
+        given = mask if isinstance(mask, Image) else read(mask, None, limits)
+        refuse_other_grid(image, given, "mask")
+        chosen = given.data[0] != 0
+    if not chosen.any():
+        raise InputError("the mask is empty", "mark the voxels that may change with 1")
+    return chosen
+
+
+def _write_extras(
+    outputs: Outputs, ready: Prepared, data: NDArray[np.float32], line: str, overwrite: bool
+) -> None:
+    """Residual, noise map and preview beside the output."""
+    image = ready.image
+    if outputs.residual is not None:
+        _write_float(outputs.residual, image, image.data - data, overwrite)
+    if outputs.noise_map is not None:
+        whole = tuple(slice(0, n) for n in image.shape)
+        _write_float(outputs.noise_map, image, ready.noise_map(data, whole)[None], overwrite)
+    if outputs.preview is not None:
+        caption = (line, "Research use only. Not a medical device.")
+        content = draw(image, data, lambda part: ready.noise_map(data, part), caption)
+        with atomic.file(outputs.preview, overwrite=overwrite) as sink:
+            sink.write(content)
+
+
+def _write_float(target: Path, like: Image, data: NDArray[np.float32], overwrite: bool) -> None:
+    plain = Image(
+        data=data,
+        geometry=like.geometry,
+        stored=Stored(np.dtype(np.float32)),
+        channels=like.channels if data.shape[0] > 1 else "scalar",
+    )
+    write(target, plain, overwrite=overwrite)
+
+
+def _line(ready: Prepared) -> str:
+    """What is done and why, in one line."""
+    noise, choice = ready.noise, ready.choice
+    unit = " HU" if ready.image.modality == "CT" else ""
+    if ready.declined is not None:
+        return f"left as it is, because {ready.declined}"
+    return (
+        f"{choice.recipe.name}, {noise.law.name} noise, "
+        f"sigma {noise.sigma:.3g}{unit}, strength {choice.strength:g} ({choice.why})"
+    )
+
+
+def _record(ready: Prepared, run: Run, written: Written | None) -> dict[str, Any]:
+    """The sidecar: enough to repeat the run, nothing that names a patient."""
+    image = ready.image
+    origin = image.origin
+    facts = run.as_dict() | {"geometry": _image_facts(image)}
+    if written is not None:
+        facts |= {
+            "kind": written.kind,
+            "voxels": written.voxels,
+            "clipped": written.clipped,
+            "voxels_sha256": written.voxels_sha256,
+            "complete": True,
+        }
+    record = {
+        "GeneratedBy": [{"Name": "medssl", "Version": version("medssl")}],
+        "Sources": [{"name": image.name, "sha256": getattr(origin, "sha256", None)}],
+        "warnings": facts.pop("warnings"),
+        "medssl": facts,
+    }
+    return plain(record)
+
+
+def _series_facts(series: Series) -> dict[str, Any]:
+    return {
+        "number": series.number,
+        "modality": series.modality,
+        "description": series.description,
+        "shape": list(series.shape),
+        "spacing_mm": [round(v, 4) for v in series.spacing],
+        "images": series.count,
+        "refused": series.refusal,
+    }
+
+
+def _image_facts(image: Image) -> dict[str, Any]:
+    stored = image.stored
+    return {
+        "shape": list(image.shape),
+        "channels": image.data.shape[0],
+        "channels_are": image.channels,
+        "spacing_mm": [float(f"{s:.6g}") for s in image.spacing],
+        "orientation": image.geometry.orientation,
+        "affine_ras_mm": [[float(f"{v:.8g}") for v in row] for row in image.geometry.affine],
+        "modality": image.modality,
+        "stored": str(stored.dtype),
+        "slope": float(stored.slope.flat[0]),
+        "intercept": float(stored.intercept.flat[0]),
+        "scaling_varies": stored.slope.ndim > 0 or stored.intercept.ndim > 0,
+        "warnings": list(image.warnings),
+    }
+
+
+def _derivation(run: Run) -> Derivation:
+    """What a derived DICOM series says of itself."""
+    settled = json.dumps(plain(run.recipe), sort_keys=True)
+    return Derivation(version=version("medssl"), method=run.method, parameters=settled)
+
+
+def _names(outputs: Outputs | None) -> list[str]:
+    return [] if outputs is None else [p.name for p in outputs.all]
+
+
+def _say_nothing(*_: object) -> None:
+    return None

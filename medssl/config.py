@@ -1,0 +1,256 @@
+"""Recipes: YAML to frozen dataclasses, and what recipes and methods there are. Never torch."""
+
+import ast
+import dataclasses
+import difflib
+import importlib.resources
+import re
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib.resources.abc import Traversable
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+
+from medssl.core.errors import UsageError, printable
+
+TASKS = ("denoise", "recon", "pretrain", "segment")
+LARGEST_RECIPE = 1 << 20
+"""Characters; a recipe is a page, not a data set."""
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train:
+    """How a method that learns from the scan is fitted."""
+
+    steps: int
+    """Optimiser steps."""
+    lr: float
+    """Largest learning rate."""
+    optimiser: Literal["adam", "adamw"] = "adam"
+    weight_decay: float = 0.0
+    schedule: Literal["constant", "cosine", "onecycle"] = "constant"
+    crop: int | None = None
+    """Side of the random square crops in voxels; null takes whole slices."""
+    batch: int = 1
+    """Crops in one step."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Expect:
+    """The number that a recipe is known for."""
+
+    metric: str
+    value: float
+    tolerance: float
+    protocol: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """One file of `recipes/`: which method with which numbers."""
+
+    task: Literal["denoise", "recon", "pretrain", "segment"]
+    name: str
+    """Of the recipe: its file name without `.yaml`."""
+    method: str
+    """The module below `medssl/<task>/`."""
+    values: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of the method's `Config`."""
+    train: Train | None = None
+    """None for a filter that learns nothing."""
+    strength: float = 1.0
+    """Share of the change that is applied; see `medssl denoise --strength`."""
+    seed: int = 0
+    data: Mapping[str, Any] = field(default_factory=dict)
+    """What the expected number was measured on."""
+    expect: Expect | None = None
+
+
+def methods(task: str = "denoise") -> dict[str, str]:
+    """Methods of a task: module name to the first line of its docstring. The folder decides."""
+    found = {}
+    for path in sorted(Path(__file__).with_name(task).glob("*.py")):
+        if not path.name.startswith("_"):
+            doc = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+            found[path.stem] = doc.partition("\n")[0]
+    return found
+
+
+def reference(task: str, method: str) -> str:
+    """What a method's docstring cites, on one line."""
+    path = Path(__file__).with_name(task) / f"{method}.py"
+    doc = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+    return " ".join(doc.partition("Reference:")[2].split())
+
+
+def recipes(task: str = "denoise") -> tuple[str, ...]:
+    """Names of the recipes of a task."""
+    folder = importlib.resources.files("medssl.recipes") / task
+    if not folder.is_dir():
+        return ()
+    return tuple(sorted(p.name[:-5] for p in folder.iterdir() if p.name.endswith(".yaml")))
+
+
+def load(task: str, name: str, changes: Mapping[str, Any] | None = None) -> Recipe:
+    """A recipe by name or by file, with some of its values changed.
+
+    Args:
+        task: `denoise`, `recon`, `pretrain` or `segment`.
+        name: A recipe's name (hyphen and underscore are the same) or the path of a YAML file.
+        changes: Dotted keys, as in `{"method.block": [4, 4, 4], "train.steps": 10}`.
+
+    Raises:
+        UsageError: Unknown name or key (with the nearest known one), or a value of another type.
+    """
+    file: Traversable
+    if name.endswith((".yaml", ".yml")):
+        file, stem = Path(name), Path(name).stem
+        if not file.is_file():
+            raise UsageError("the recipe does not exist", "check its path", file=name)
+    else:
+        stem = name.replace("-", "_")
+        known = recipes(task)
+        if stem not in known:
+            raise UsageError(
+                f"there is no {task} method {printable(name)!r}",
+                nearest(stem, known) + f"`medssl methods` lists {len(known)}",
+            )
+        file = importlib.resources.files("medssl.recipes") / task / f"{stem}.yaml"
+    tree = parse(file.read_text(encoding="utf-8"), file.name)
+    for key, value in (changes or {}).items():
+        _assign(tree, key, value)
+    method = tree.pop("method", None)
+    if not isinstance(method, dict) or "name" not in method:
+        raise UsageError("a recipe needs `method: {name: ...}`", "see recipes/", file=file.name)
+    found = str(method.pop("name")).replace("-", "_")
+    if found not in methods(task):
+        raise UsageError(
+            f"there is no module medssl/{task}/{found}.py", nearest(found, methods(task))
+        )
+    return construct(Recipe, tree | {"name": stem, "method": found, "values": method}, file.name)
+
+
+def parse(text: str, name: str) -> dict[str, Any]:
+    """A YAML mapping, refused with its line when it is not one.
+
+    Raises:
+        UsageError: Too long, not YAML, duplicate keys, Python tags, or not a mapping.
+    """
+    if len(text) > LARGEST_RECIPE:
+        raise UsageError(f"is {len(text)} characters long", "a recipe is a page", file=name)
+    try:
+        tree = yaml.load(text, Loader=_Strict)
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 0
+        raise UsageError(
+            f"line {line}: {error.problem or 'not YAML'}", "see recipes/", file=name
+        ) from error
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        raise UsageError("is not YAML", "see recipes/", file=name) from error
+    if not isinstance(tree, dict):
+        raise UsageError("is not a mapping of keys to values", "see recipes/", file=name)
+    return tree
+
+
+def construct(kind: type[T], tree: Mapping[str, Any], where: str) -> T:
+    """A frozen dataclass from plain values, every key and type checked.
+
+    Raises:
+        UsageError: With the key, its value, and the nearest known key.
+    """
+    assert dataclasses.is_dataclass(kind)
+    hints = typing.get_type_hints(kind)
+    fields = {f.name: f for f in dataclasses.fields(kind)}
+    for key in tree:
+        if key not in fields:
+            raise UsageError(
+                f"unknown key {printable(key)!r}",
+                nearest(str(key), fields) or f"known: {', '.join(fields)}",
+                file=where,
+            )
+    for name, one in fields.items():
+        no_default = one.default is dataclasses.MISSING and (
+            one.default_factory is dataclasses.MISSING
+        )
+        if no_default and name not in tree:
+            raise UsageError(f"key {name!r} is missing", "add it", file=where)
+    return kind(**{k: _typed(hints[k], v, k, where) for k, v in tree.items()})
+
+
+def nearest(word: str, known: typing.Iterable[str]) -> str:
+    """`did you mean ...? ` for a misspelt word, or nothing."""
+    close = difflib.get_close_matches(word, list(known), 1)
+    return f"did you mean {close[0]!r}? " if close else ""
+
+
+def scalar(text: str) -> Any:
+    """The value of `--set key=value`: a YAML scalar or flow list."""
+    return yaml.load(text, Loader=_Strict)
+
+
+class _Strict(yaml.SafeLoader):
+    """Plain values only; a key given twice is refused."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    problem=f"key {printable(key.value)!r} is given twice",
+                    problem_mark=key.start_mark,
+                )
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+def _assign(tree: dict[str, Any], key: str, value: Any) -> None:
+    *path, last = key.split(".")
+    for part in path:
+        tree = tree.setdefault(part, {})
+        if not isinstance(tree, dict):
+            raise UsageError(f"{printable(key)!r} is not a key of the recipe", "see its file")
+    tree[last] = value
+
+
+def _typed(hint: Any, value: Any, key: str, where: str) -> Any:
+    """The value, converted where that loses nothing, refused otherwise."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any or origin is Mapping or hint is Mapping:
+        return value
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in arguments:
+            return None
+        rest = [a for a in arguments if a is not type(None)]
+        for one in rest[:-1]:
+            try:
+                return _typed(one, value, key, where)
+            except UsageError:
+                continue
+        return _typed(rest[-1], value, key, where)
+    if origin is Literal:
+        if value in arguments:
+            return value
+        choices = ", ".join(map(str, arguments))
+        raise UsageError(f"{key} is {printable(value)!r}, it is one of {choices}", file=where)
+    if dataclasses.is_dataclass(hint) and isinstance(hint, type) and isinstance(value, dict):
+        return construct(hint, value, where)
+    if origin is tuple and isinstance(value, (list, tuple)):
+        inner = arguments[0] if arguments[-1] is Ellipsis else None
+        if inner is not None or len(value) == len(arguments):
+            kinds = [inner] * len(value) if inner is not None else list(arguments)
+            return tuple(_typed(k, v, key, where) for k, v in zip(kinds, value, strict=True))
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    lawful = isinstance(hint, type) and isinstance(value, hint)
+    if lawful and not (hint is int and isinstance(value, bool)):
+        return value
+    remedy = f"it must be {getattr(hint, '__name__', hint)}"
+    if isinstance(value, str) and re.fullmatch(r"[-+]?\d+[eE][-+]?\d+", value):
+        remedy = f"YAML reads it as text; write {value.lower().replace('e', '.0e')}"
+    raise UsageError(f"{key} is {printable(value)!r}", remedy, file=where)

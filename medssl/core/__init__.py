@@ -1,0 +1,1 @@
+"""The words of the trade: torch, numpy and the standard library only."""

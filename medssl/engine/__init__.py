@@ -1,0 +1,1 @@
+"""Makes methods run: choice, fitting, tiles, devices."""

@@ -1,0 +1,35 @@
+"""From a recipe to a method."""
+
+import dataclasses
+import importlib
+from typing import Any
+
+from medssl import config
+from medssl.config import Recipe
+from medssl.method import Facts, Method, Restorer
+
+
+def build(recipe: Recipe, facts: Facts | None = None) -> tuple[Method, dict[str, Any]]:
+    """The method of a recipe, untrained, and its `Config` with nothing left open.
+
+    Args:
+        recipe: Names the module `medssl.<task>.<method>` and the fields of its `Config`.
+        facts: What is known of the scan; None leaves the fields that depend on it open.
+
+    Raises:
+        UsageError: A key or a value that the method's `Config` does not know.
+    """
+    module = importlib.import_module(f"medssl.{recipe.task}.{recipe.method}")
+    settled = config.construct(module.Config, recipe.values, f"{recipe.name}.yaml")
+    if facts is not None and hasattr(settled, "suited_to"):
+        settled = settled.suited_to(facts)
+    made = settled.build()
+    assert isinstance(made, Method)
+    return made, dataclasses.asdict(settled)
+
+
+def restorer(recipe: Recipe, facts: Facts | None = None) -> tuple[Restorer, dict[str, Any]]:
+    """The same for a recipe that restores images."""
+    made, settled = build(recipe, facts)
+    assert isinstance(made, Restorer)
+    return made, settled

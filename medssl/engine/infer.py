@@ -1,0 +1,253 @@
+"""Tiles through a restorer: stabilise, restore, undo, blend, within a memory plan."""
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.functional import avg_pool3d
+
+from medssl.core.batch import Noisy
+from medssl.core.errors import MemoryLimitError
+from medssl.core.image import Image
+from medssl.core.random import stream
+from medssl.core.shapes import Tile, tile_size, tiles
+from medssl.engine.device import MIB, Machine
+from medssl.method import Restorer
+from medssl.physics.noise_level import NoiseEstimate
+from medssl.physics.stabilise import Stabiliser
+
+LEAST_TILE_BYTES = 96 * MIB
+"""Tiles may always take this much; below it halos cost more than they save."""
+SHARE_OF_VOLUME = 0.4
+"""What tiles may take beyond that, as a share of the float32 volume."""
+FILLED = 5
+"""Side of the box whose mean replaces a voxel that is not valid, for filtering only."""
+
+OnTile = Callable[[int, int], None]
+"""Told how many tiles are done and how many there are."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a volume is cut so that the work fits."""
+
+    tile: tuple[int, ...]
+    halo: tuple[int, ...]
+    n_tiles: int
+    bytes: int
+    """Of the largest tile while it is worked on."""
+    device: str
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for the sidecar."""
+        return {
+            "tile": list(self.tile),
+            "halo": list(self.halo),
+            "tiles": self.n_tiles,
+            "tile_mib": round(self.bytes / MIB, 1),
+            "device": self.device,
+        }
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """Between image units and what a restorer sees."""
+
+    method: Restorer
+    noise: NoiseEstimate
+    stabiliser: Stabiliser
+    low: float
+    high: float
+
+    @property
+    def unit(self) -> float:
+        """Image units in one unit of the restorer's domain, for additive noise."""
+        return self.noise.sigma if self.method.domain == "stabilised" else self.high - self.low
+
+    def inward(self, y: Tensor, sigma: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Image and noise standard deviation in the restorer's domain.
+
+        Args:
+            y: (*spatial) image units.
+            sigma: (*spatial) noise in image units where it varies, else None.
+        """
+        relative = None if sigma is None else sigma / self.noise.sigma
+        if self.method.domain == "stabilised":
+            return self.stabiliser.forward(y), relative
+        span = self.high - self.low
+        level = torch.full((), self.noise.sigma / span) if relative is None else sigma
+        assert level is not None
+        return (y - self.low) / span, level if relative is None else level / span
+
+    def outward(self, x: Tensor) -> Tensor:
+        """The inverse of `inward` for a restored image."""
+        if self.method.domain == "stabilised":
+            return self.stabiliser.inverse(x)
+        return x * (self.high - self.low) + self.low
+
+
+def scaling(method: Restorer, image: Image, noise: NoiseEstimate) -> Scaling:
+    """Scale for a restorer: CT has fixed bounds, other images their own range."""
+    if image.modality == "CT":
+        low, high = -1024.0, 3072.0
+    else:
+        part = tuple(slice(None, None, max(1, n // 128)) for n in image.shape)
+        sample = image.data[(slice(None), *part)]
+        sample = sample[np.isfinite(sample)]
+        low, high = float(sample.min()), float(np.percentile(sample, 99.9))
+        high = high if high > low else low + 1.0
+    return Scaling(method, noise, Stabiliser(noise.law), low, high)
+
+
+def plan(method: Restorer, image: Image, machine: Machine) -> Plan:
+    """Cut a volume so that its tiles fit.
+
+    Raises:
+        MemoryLimitError: Not even the smallest tile fits.
+    """
+    halo = tuple(min(h, n) for h, n in zip(method.halo(image.shape), image.shape, strict=True))
+    per_voxel = method.bytes_per_voxel()
+    free = machine.free
+    wanted = int(LEAST_TILE_BYTES + SHARE_OF_VOLUME * 4 * np.prod(image.shape, dtype=np.float64))
+    if machine.device.type == "cuda":
+        wanted = free // 2
+    size = tile_size(image.shape, halo, max(min(wanted, free), 0) // per_voxel)
+    held = per_voxel * int(
+        np.prod([min(s + 2 * h, n) for s, h, n in zip(size, halo, image.shape, strict=True)])
+    )
+    if held > free:
+        raise MemoryLimitError(
+            f"the smallest tile needs {held / MIB:.0f} MiB, {max(free, 0) / MIB:.0f} MiB are free",
+            "raise --memory or close other programs",
+        )
+    count = len(list(tiles(image.shape, size, halo)))
+    return Plan(size, halo, count, held, str(machine.device))
+
+
+def infer(
+    scale: Scaling,
+    image: Image,
+    plan_: Plan,
+    *,
+    strength: float = 1.0,
+    mask: NDArray[np.bool_] | None = None,
+    seed: int = 0,
+    on_tile: OnTile | None = None,
+) -> tuple[NDArray[np.float32], tuple[str, ...]]:
+    """Restore an image tile by tile.
+
+    Args:
+        scale: The restorer and its domain.
+        image: What to restore.
+        plan_: How to cut it.
+        strength: Share of the change that is applied, 0 to 1.
+        mask: (*spatial) voxels that may change; None means all.
+        seed: Of the run.
+        on_tile: Told about progress.
+
+    Returns:
+        (C, *spatial) float32, equal to the input bit for bit where nothing was to change; and
+        what was done when memory ran out.
+
+    Raises:
+        MemoryLimitError: Even small tiles on the CPU do not fit.
+    """
+    out = np.empty_like(image.data)  # keeps the memory order of the file
+    notes: list[str] = []
+    total = plan_.n_tiles * image.data.shape[0]
+    done = 0
+    zeros_are_background = scale.noise.law.name != "gaussian"  # a mask, not a measurement
+    scale.method.to(plan_.device)
+    for channel in range(image.data.shape[0]):
+        for tile in tiles(image.shape, plan_.tile, plan_.halo):
+            at: tuple[Any, ...] = (channel, *tile.core)
+            while True:
+                try:
+                    fresh = _restored(scale, image, channel, tile, plan_, seed)
+                    break
+                except (torch.OutOfMemoryError, MemoryError) as error:
+                    plan_ = _smaller(plan_, error)
+                    notes.append(f"memory ran out; went on on the {plan_.device}")
+                    scale.method.to(plan_.device)
+            old = image.data[at]
+            result = old + np.float32(strength) * (fresh - old) if strength < 1 else fresh
+            keep = ~np.isfinite(result)
+            if zeros_are_background:
+                keep |= old == 0
+            if image.valid is not None:
+                keep |= ~image.valid[at]
+            if mask is not None:
+                keep |= ~mask[tile.core]
+            out[at] = np.where(keep, old, result)
+            done += 1
+            if on_tile is not None:
+                on_tile(done, total)
+    return out, tuple(dict.fromkeys(notes))
+
+
+def local_sigma(noise: NoiseEstimate, part: tuple[slice, ...]) -> Tensor | None:
+    """(*part) noise standard deviation in image units; None where one number says it all."""
+    if noise.spectrum is None:
+        return None
+    return noise.spectrum.local_sigma([s.start for s in part], [s.stop for s in part])
+
+
+def read_tile(image: Image, channel: int, part: tuple[slice, ...]) -> Tensor:
+    """(*part) float32, contiguous, voxels that are not valid filled from their neighbours."""
+    y = torch.from_numpy(np.ascontiguousarray(image.data[channel][part]))
+    if image.valid is None:
+        return y
+    return _filled(y, torch.from_numpy(np.ascontiguousarray(image.valid[channel][part])))
+
+
+def _restored(
+    scale: Scaling, image: Image, channel: int, tile: Tile, plan_: Plan, seed: int
+) -> NDArray[np.float32]:
+    """The core of one tile in image units."""
+    device = torch.device(plan_.device)
+    y = read_tile(image, channel, tile.read).to(device)
+    sigma = local_sigma(scale.noise, tile.read)
+    z, level = scale.inward(y, None if sigma is None else sigma.to(device))
+    generator = stream(seed, f"restore/{channel}/{tile.core}", device)
+    with torch.no_grad():
+        restored = scale.method.restore(
+            Noisy(
+                z[None, None],
+                sigma=None if level is None else level.to(device).expand(z.shape)[None, None],
+                spectrum=scale.noise.spectrum,
+                generator=generator,
+            )
+        )[0, 0]
+        x = scale.outward(restored[tile.inner])
+    return x.cpu().numpy()
+
+
+def _filled(y: Tensor, valid: Tensor) -> Tensor:
+    """Values for filtering where there are none: mean of valid neighbours, else their median."""
+    if bool(valid.all()):
+        return y
+    known = torch.where(valid, y, 0.0)
+    shape = y.shape if y.ndim == 3 else (*y.shape, 1)
+    weight = valid.float().reshape(1, 1, *shape)
+    box = tuple(FILLED if n > 1 else 1 for n in shape)
+    pad = tuple(b // 2 for b in box)
+    near = avg_pool3d(weight, box, 1, pad)
+    mean = avg_pool3d(known.reshape(1, 1, *shape), box, 1, pad) / near.clamp_min(1e-6)
+    middle = float(y[valid].median()) if bool(valid.any()) else 0.0
+    fill = torch.where(near > 0, mean, middle).reshape(y.shape)
+    return torch.where(valid, y, fill)
+
+
+def _smaller(plan_: Plan, error: BaseException) -> Plan:
+    """After memory ran out on an accelerator: the CPU, which swaps rather than fails."""
+    if plan_.device == "cpu":
+        raise MemoryLimitError(
+            f"tiles of {plan_.tile} do not fit", "set a lower --memory, so that they are smaller"
+        ) from error
+    torch.cuda.empty_cache()
+    return dataclasses.replace(plan_, device="cpu")

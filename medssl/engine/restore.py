@@ -1,0 +1,215 @@
+"""One image through noise estimate, choice, fit and tiles; no file is touched."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from medssl import config
+from medssl.config import Recipe, Train
+from medssl.core.errors import UsageError
+from medssl.core.image import Image
+from medssl.core.run import Run
+from medssl.data.patches import crops
+from medssl.engine import choose, estimate, infer
+from medssl.engine.build import restorer
+from medssl.engine.device import Machine
+from medssl.engine.fit import fit
+from medssl.engine.predict import predict
+from medssl.metrics.residual import residual
+from medssl.physics.noise_level import NoiseEstimate
+
+Progress = Callable[[str, int, int], None]
+"""Told the stage, how much is done, and how much there is."""
+SLICES_TO_LEARN_FROM = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What was asked for, checked."""
+
+    recipe: Recipe
+    named: bool
+    """The user named the method, so it is not second-guessed."""
+    noise: estimate.Asked = field(default_factory=estimate.Asked)
+    strength: float | None = None
+    seed: int = 0
+
+    @classmethod
+    def of(
+        cls,
+        method: str,
+        settings: Mapping[str, Any],
+        noise: estimate.Asked,
+        strength: float | None,
+        seed: int,
+    ) -> "Request":
+        """Check the words before anything is read.
+
+        Args:
+            method: `auto`, a recipe's name, or the path of a YAML file.
+            settings: Dotted keys of the recipe with other values.
+            noise: What was said about the noise.
+            strength: Share of the change; None means the recipe's.
+            seed: Of every random number.
+
+        Raises:
+            UsageError: No such recipe, a key it does not have, a strength outside 0 to 1.
+        """
+        if strength is not None and not 0 <= strength <= 1:
+            raise UsageError(f"--strength is {strength:g}", "give 0 (nothing) to 1 (all)")
+        named = method != "auto"
+        recipe = config.load("denoise", method if named else choose.DEFAULT, settings)
+        restorer(recipe)
+        return cls(recipe=recipe, named=named, noise=noise, strength=strength, seed=seed)
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """Everything decided, nothing changed yet."""
+
+    image: Image
+    noise: NoiseEstimate
+    choice: choose.Choice
+    scale: infer.Scaling | None
+    """None where there is nothing to do."""
+    plan: infer.Plan
+    declined: str | None
+    """Why the image is better left as it is."""
+
+    def noise_map(self, data: NDArray[np.float32], part: tuple[slice, ...]) -> NDArray[np.float32]:
+        """(*part) standard deviation of the noise in image units, given restored data."""
+        whole = tuple(slice(*s.indices(n)) for s, n in zip(part, self.image.shape, strict=True))
+        local = infer.local_sigma(self.noise, whole)
+        if local is not None:
+            return local.numpy()
+        if self.scale is None:
+            return np.zeros(data[0][part].shape, np.float32)
+        clean = torch.from_numpy(np.nan_to_num(np.ascontiguousarray(data[0][part])))
+        return self.noise.law.variance(clean).clamp_min(0).sqrt().numpy()
+
+
+def prepare(image: Image, request: Request, machine: Machine, run: Run) -> Prepared:
+    """Estimate the noise, choose and build the method, plan the tiles.
+
+    Args:
+        image: What was read.
+        request: What was asked for.
+        machine: Where it runs.
+        run: Collects the facts.
+    """
+    image = dataclasses.replace(image, modality=estimate.modality(image))
+    with run.stage("estimate noise"):
+        noise = estimate.estimate(image, request.noise)
+    run.warn(*image.warnings, *noise.warnings)
+    choice = choose.choose(noise, request.recipe, request.named, request.strength)
+    method, settled = restorer(choice.recipe, choose.facts(image, noise))
+    plan = infer.plan(method, image, machine)
+    declined = choose.reason_to_decline(image, noise)
+    run.method, run.why = choice.recipe.name, choice.why
+    train = choice.recipe.train
+    run.recipe = {
+        "name": choice.recipe.name,
+        "method": choice.recipe.method,
+        "values": settled,
+        "train": None if train is None else dataclasses.asdict(train),
+        "strength": choice.strength,
+    }
+    run.noise = facts_of(noise)
+    run.plan = plan.as_dict() | {"threads": machine.threads}
+    if declined is not None:
+        run.warn(f"left as it is: {declined}")
+    scale = infer.scaling(method, image, noise) if declined is None else None
+    return Prepared(image, noise, choice, scale, plan, declined)
+
+
+def restore(
+    ready: Prepared, mask: NDArray[np.bool_] | None, run: Run, progress: Progress
+) -> NDArray[np.float32]:
+    """(C, *spatial) restored data; the input itself where there is nothing to do.
+
+    Args:
+        ready: From `prepare`.
+        mask: (*spatial) voxels that may change; None means all.
+        run: Collects the facts.
+        progress: Told how far the work is.
+    """
+    image, choice, scale = ready.image, ready.choice, ready.scale
+    if scale is None or choice.strength == 0:
+        return image.data
+    scale.method.to(ready.plan.device)
+    if choice.recipe.train is not None:
+        with run.stage("fit"):
+            _fit(ready, scale, choice.recipe.train, run.seed, progress)
+    with run.stage("predict"):
+        device = torch.device(ready.plan.device)
+        expected = predict(scale, image, device, run.seed)
+    run.qc["predicted"] = expected.as_dict()
+    if not expected.helps:
+        if choice.named:
+            run.warn("no gain is expected; compare with --method auto")
+        else:
+            run.warn("left as it is: no gain is expected")
+            return image.data
+    with run.stage("restore"):
+        data, notes = infer.infer(
+            scale,
+            image,
+            ready.plan,
+            strength=choice.strength,
+            mask=mask,
+            seed=run.seed,
+            on_tile=lambda done, total: progress("denoise", done, total),
+        )
+    run.warn(*notes)
+    middle = image.data.shape[0] // 2 if image.channels == "time" else 0
+    run.qc["residual"] = residual(image.data[middle], data[middle], ready.noise.sigma).as_dict()
+    return data
+
+
+def facts_of(noise: NoiseEstimate) -> dict[str, Any]:
+    """A noise estimate as plain values."""
+    model = noise.spectrum
+    spectrum = None
+    if model is not None:
+        spectrum = {
+            "flatness": round(model.flatness, 3),
+            "slice_correlation": round(model.rho_z, 3),
+            "blocks": model.n_blocks,
+            "confident": model.confident,
+        }
+    return {
+        "law": noise.law.name,
+        "confidence": noise.confidence,
+        "sigma": float(f"{noise.sigma:.6g}"),
+        "sigma_relative_error": float(f"{noise.sigma_error:.3g}"),
+        "correlation": [round(c, 3) for c in noise.correlation],
+        "spectrum": spectrum,
+        "why": noise.why,
+    }
+
+
+def _fit(
+    ready: Prepared, scale: infer.Scaling, train: Train, seed: int, progress: Progress
+) -> None:
+    """Fit the method to a few slices of its own image."""
+    image, device = ready.image, torch.device(ready.plan.device)
+    n = image.shape[2] if len(image.shape) == 3 else 1
+    picks = np.unique(np.linspace(0, n - 1, SLICES_TO_LEARN_FROM + 2).astype(int)[1:-1])
+    slices, sigmas = [], []
+    for k in picks:
+        part = tuple(slice(0, m) for m in image.shape[:2])
+        part += (slice(int(k), int(k) + 1),) if len(image.shape) == 3 else ()
+        y = infer.read_tile(image, 0, part).to(device)
+        sigma = infer.local_sigma(ready.noise, part)
+        u, level = scale.inward(y, None if sigma is None else sigma.to(device))
+        slices.append(u.reshape(u.shape[:2]))
+        sigmas.append(None if level is None else level.expand(u.shape).reshape(u.shape[:2]))
+    batches = crops(
+        slices, sigmas, size=train.crop, count=train.batch, steps=train.steps, seed=seed
+    )
+    fit(scale.method, batches, train, lambda step, steps, _: progress("fit", step, steps))

@@ -1,0 +1,56 @@
+"""The contract between a paper's file and the engine that runs it."""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from torch import Tensor, nn
+
+from medssl.core.batch import Noisy
+
+Domain = Literal["stabilised", "unit"]
+"""What a restorer sees: unit noise variance, or intensities scaled to about [0, 1]."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """What is known of a scan before a method is built.
+
+    A `Config` with fields that depend on the scan has a method `suited_to(facts)` that returns the
+    `Config` with those fields settled; the engine calls it, and the sidecar records the outcome.
+    """
+
+    shape: tuple[int, ...]
+    """Voxels along each spatial axis."""
+    spacing: tuple[float, ...]
+    """Voxel distances, mm."""
+    correlated: bool = False
+    """The noise has a spectrum."""
+    independent_slices: bool = False
+    """Slices do not lie on one grid and must not be mixed."""
+
+
+class Method(nn.Module):
+    """Something with named loss terms; the engine adds them up and steps."""
+
+    def loss(self, batch: Noisy) -> dict[str, Tensor]:
+        """Named scalar terms of the objective; empty for a filter that learns nothing."""
+        del batch
+        return {}
+
+
+class Restorer(Method):
+    """Noisy images in, clean images of the same shape out."""
+
+    domain: ClassVar[Domain] = "stabilised"
+
+    def restore(self, batch: Noisy) -> Tensor:
+        """Clean images (B, C, *spatial), of the shape of `batch.image`."""
+        raise NotImplementedError
+
+    def halo(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """How far, in voxels per axis, an input voxel can influence the output."""
+        return tuple(0 for _ in shape)
+
+    def bytes_per_voxel(self) -> int:
+        """Working memory of `restore` for each voxel of a tile, beside input and output."""
+        return 64

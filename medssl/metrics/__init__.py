@@ -1,0 +1,1 @@
+"""Numbers about images: arrays and millimetres in, numbers out."""

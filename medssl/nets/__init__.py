@@ -1,0 +1,1 @@
+"""Networks and parameter-free filters: no loss, no schedule."""

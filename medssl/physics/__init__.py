@@ -1,0 +1,1 @@
+"""What the scanner does: operators, noise laws, variance stabilisation."""

@@ -1,0 +1,1 @@
+"""One paper, one file: from k-space to images."""

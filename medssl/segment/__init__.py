@@ -1,0 +1,1 @@
+"""One paper, one file: labels from few labels."""

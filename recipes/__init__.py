@@ -1,0 +1,1 @@
+"""Numbers: one YAML file per method, read through `medssl.config`."""

@@ -1,0 +1,93 @@
+"""What all tests share: where real scans lie, and scans that are made here."""
+
+import importlib
+import os
+import signal
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+DATA = "MEDSSL_DATA"
+
+
+@pytest.fixture(scope="session")
+def data_folder() -> Path:
+    """Real scans that lie beside the project; skipped, with the reason, where there are none."""
+    default = Path(__file__).resolve().parents[1].parent / "shared" / "data"
+    folder = Path(os.environ.get(DATA, default))
+    if not folder.is_dir():
+        pytest.skip(f"{DATA} names no folder of real scans")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def untouched_globals():
+    """No test may leave another thread count or another state of the global generator behind."""
+    threads, state = torch.get_num_threads(), torch.get_rng_state()
+    yield
+    torch.set_num_threads(threads)
+    assert torch.equal(state, torch.get_rng_state()), "the global generator was used"
+
+
+@pytest.fixture
+def medssl(monkeypatch, capfd) -> Callable[..., tuple[int, str, str]]:
+    """Run the command line in this process: exit code, stdout, stderr."""
+    run = importlib.import_module("medssl.cli._errors").run
+
+    def call(*words: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["medssl", *map(str, words)])
+        capfd.readouterr()
+        old = signal.getsignal(signal.SIGTERM)
+        with pytest.raises(SystemExit) as leave:
+            run()
+        signal.signal(signal.SIGTERM, old)
+        out, err = capfd.readouterr()
+        return int(leave.value.code or 0), out, err
+
+    return call
+
+
+@pytest.fixture
+def nifti(tmp_path: Path) -> Callable[..., Path]:
+    """Write an array as a NIfTI file and return its path."""
+    import nibabel as nib
+
+    def write(
+        array: np.ndarray,
+        name: str = "scan.nii.gz",
+        affine: np.ndarray | None = None,
+        slope: tuple[float, float] | None = None,
+    ) -> Path:
+        if affine is None:
+            affine = np.diag([-1.0, 1.2, 1.5, 1.0])
+            affine[:3, 3] = 10, -20, 30
+        kind = nib.Nifti2Image if name.startswith("nifti2") else nib.Nifti1Image
+        image = kind(array, affine, dtype=array.dtype)
+        if slope is not None:
+            image.header.set_slope_inter(*slope)
+        path = tmp_path / name
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            nib.save(image, path)
+        return path
+
+    return write
+
+
+@pytest.fixture
+def brain() -> np.ndarray:
+    """A small noisy magnitude volume: three ellipsoids, Rician noise of 6, peak 160."""
+    grid = np.indices((40, 36, 24)) - np.array([20, 18, 12])[:, None, None, None]
+    i, j, k = grid.astype(np.float64)
+    clean = np.zeros(i.shape)
+    clean[(i / 17) ** 2 + (j / 15) ** 2 + (k / 10) ** 2 < 1] = 100
+    clean[((i - 5) / 7) ** 2 + ((j + 3) / 6) ** 2 + (k / 6) ** 2 < 1] = 160
+    clean[((i + 6) / 5) ** 2 + ((j - 4) / 5) ** 2 + (k / 7) ** 2 < 1] = 50
+    rng = np.random.default_rng(0)
+    noisy = np.hypot(clean + 6 * rng.standard_normal(i.shape), 6 * rng.standard_normal(i.shape))
+    return noisy.astype(np.float32)

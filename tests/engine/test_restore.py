@@ -1,0 +1,198 @@
+"""The journey of one image through the engine, and the kinds that the API takes and gives."""
+
+import dataclasses
+import json
+
+import nibabel as nib
+import numpy as np
+import pydicom
+import pytest
+import torch
+
+from medssl import api
+from medssl.core.errors import InputError, UsageError
+from medssl.core.image import Image
+from medssl.core.run import Run
+from medssl.core.shapes import tiles
+from medssl.engine import estimate, infer
+from medssl.engine.device import machine
+from medssl.engine.restore import Request, prepare
+from medssl.io.example_series import ct_series
+from medssl.io.memory import from_array
+from medssl.physics.noise import Rician
+from medssl.physics.phantom import head
+
+AFFINE = np.diag([1.0, 1.0, 1.5, 1.0])
+
+
+def prepared(image, **words):
+    asked = estimate.asked(words.pop("noise", "auto"), words.pop("sigma", "auto"))
+    request = Request.of(words.pop("method", "auto"), words, asked, None, 0)
+    return prepare(image, request, machine("cpu"), Run("denoise"))
+
+
+def test_tiles_and_the_whole_agree(brain):
+    ready = prepared(from_array(brain, AFFINE), noise="rician")
+    whole, _ = infer.infer(ready.scale, ready.image, ready.plan)
+    cut = dataclasses.replace(ready.plan, tile=(16, 16, 8), halo=ready.plan.halo)
+    cut = dataclasses.replace(cut, n_tiles=len(list(tiles(brain.shape, cut.tile, cut.halo))))
+    tiled, _ = infer.infer(ready.scale, ready.image, cut)
+    assert cut.n_tiles > 8
+    assert np.abs(tiled - whole).max() < 1e-3 * ready.noise.sigma
+
+
+def test_threads_do_not_change_the_result(brain):
+    one = api.denoise(brain, noise="rician", threads=1).image
+    two = api.denoise(brain, noise="rician", threads=2).image
+    assert np.abs(one - two).max() < 1e-3
+
+
+def test_two_runs_are_equal(brain):
+    assert np.array_equal(api.denoise(brain).image, api.denoise(brain).image)
+
+
+def test_a_phantom_gains_and_the_gain_is_predicted():
+    truth = head((64, 64, 32))
+    noisy = Rician(0.08).sample(truth, torch.Generator().manual_seed(0))
+    done = api.denoise(noisy)
+    where = truth > 0.16
+    before = float((noisy - truth)[where].square().mean())
+    after = float((done.image - truth)[where].square().mean())
+    gain = 10 * np.log10(before / after)
+    assert gain > 4
+    assert done.noise.law.name == "rician"
+    assert done.noise.sigma == pytest.approx(0.08, rel=0.1)
+    assert done.qc["predicted"]["gain_db"] == pytest.approx(gain, abs=1.5)
+
+
+@pytest.mark.parametrize("level", [0.0, 0.0005])
+def test_a_clean_image_is_not_made_worse(level):
+    truth = head((48, 48, 24)).numpy()
+    rng = np.random.default_rng(0)
+    noisy = truth + level * rng.standard_normal(truth.shape).astype(np.float32)
+    clean = api.denoise(noisy.astype(np.float32)).image
+    assert np.sqrt(((clean - truth) ** 2).mean()) < max(1.05 * level, 1e-4)
+
+
+def test_zeros_and_invalid_voxels_come_back(brain):
+    brain = brain.copy()
+    brain[:, :18] = 0
+    brain[5, 30, 5] = np.nan
+    clean = api.denoise(brain).image
+    assert (clean[:, :18] == 0).all()
+    assert np.isnan(clean[5, 30, 5])
+    assert np.isfinite(clean).sum() == brain.size - 1
+    assert not np.array_equal(clean[:, 18:], brain[:, 18:])
+
+
+def test_a_mask_bounds_the_change(brain):
+    mask = np.zeros(brain.shape, bool)
+    mask[10:20] = True
+    clean = api.denoise(brain, mask=mask).image
+    assert np.array_equal(clean[~mask], brain[~mask])
+    assert not np.array_equal(clean[mask], brain[mask])
+    with pytest.raises(InputError, match="the mask has shape"):
+        api.denoise(brain, mask=mask[:5])
+    with pytest.raises(InputError, match="the mask is empty"):
+        api.denoise(brain, mask=np.zeros(brain.shape, bool))
+
+
+def test_strength_scales_the_change(brain):
+    whole, half = (api.denoise(brain, strength=s).image for s in (1.0, 0.5))
+    assert np.allclose(half - brain, (whole - brain) / 2, atol=1e-4)
+    assert np.array_equal(api.denoise(brain, strength=0.0).image, brain)
+
+
+def test_a_series_is_filtered_volume_by_volume(brain):
+    both = np.stack([brain, brain[::-1]], -1)
+    clean = api.denoise(both, sigma=6, noise="rician").image
+    alone = api.denoise(brain, sigma=6, noise="rician").image
+    assert clean.shape == both.shape
+    assert np.allclose(clean[..., 0], alone, atol=1e-4)
+
+
+def test_what_goes_in_comes_out(brain, tmp_path):
+    integers = np.round(brain).astype(np.int16)
+    assert api.denoise(integers).image.dtype == np.int16
+    tensor = torch.from_numpy(brain).double()
+    assert api.denoise(tensor).image.dtype == torch.float64
+    array, affine = api.denoise((brain, AFFINE)).image
+    assert array.shape == brain.shape
+    assert affine is AFFINE
+    image = from_array(brain, AFFINE)
+    assert isinstance(api.denoise(image).image, Image)
+    peer = nib.Nifti1Image(integers, AFFINE)
+    peer.header["descrip"] = b"kept"
+    peer.header.set_sform(AFFINE, 2)
+    made = api.denoise(peer).image
+    assert isinstance(made, nib.Nifti1Image)
+    assert made.get_data_dtype() == np.int16
+    assert made.header["descrip"].item() == b"kept"
+    assert int(made.header["sform_code"]) == 2
+    assert np.array_equal(made.affine, AFFINE)
+    assert np.array_equal(np.asarray(made.dataobj), api.denoise((integers, AFFINE)).image[0])
+    nib.save(peer, tmp_path / "a.nii")
+    done = api.denoise(tmp_path / "a.nii")
+    assert done.image == tmp_path / "a_denoised.nii"
+    assert np.array_equal(np.asarray(nib.load(done.image).dataobj), np.asarray(made.dataobj))
+    with pytest.raises(InputError, match="is not a scan"):
+        api.denoise(7)
+    with pytest.raises(UsageError, match="out= goes with a path"):
+        api.denoise(brain, tmp_path / "b.nii")
+
+
+def test_dicom_data_sets_in_and_out(tmp_path):
+    rng = np.random.default_rng(0)
+    ct_series(tmp_path / "ct", rng.normal(40, 25, (48, 40, 5)).astype(np.float32), (1, 1, 3))
+    given = [pydicom.dcmread(p) for p in sorted((tmp_path / "ct").iterdir())]
+    made = api.denoise(given, sigma=25).image
+    assert [d.InstanceNumber for d in made] == [d.InstanceNumber for d in given]
+    assert all(m.SOPInstanceUID != g.SOPInstanceUID for m, g in zip(made, given, strict=True))
+    assert all(m.ImageType[0] == "DERIVED" for m in made)
+    spread = [np.mean([d.pixel_array.std() for d in series]) for series in (given, made)]
+    assert spread[1] < 0.7 * spread[0]
+
+
+def test_a_result_unpacks_into_image_and_maps(brain):
+    image, maps = api.denoise(brain)
+    assert image.shape == brain.shape
+    assert maps is None
+
+
+def test_the_record_is_plain_and_says_all(brain, tmp_path, nifti):
+    done = api.denoise(nifti(brain), preview=False)
+    record = json.loads((tmp_path / "scan_denoised.json").read_text())
+    assert record == json.loads(json.dumps(done.record))
+    facts = record["medssl"]
+    for key in (
+        "method",
+        "why",
+        "recipe",
+        "seed",
+        "noise",
+        "plan",
+        "qc",
+        "seconds",
+        "versions",
+        "geometry",
+        "voxels_sha256",
+        "clipped",
+        "complete",
+    ):
+        assert key in facts, key
+    assert record["Sources"][0]["name"] == "scan.nii.gz"
+    assert len(record["Sources"][0]["sha256"]) == 64
+
+
+def test_modality_of_a_volume_without_header():
+    rng = np.random.default_rng(0)
+    hu = np.where(np.indices((40, 40, 6))[0] < 20, -1000, 40) + rng.normal(0, 20, (40, 40, 6))
+    assert estimate.modality(from_array(hu.astype(np.int16), AFFINE)) == "CT"
+    assert estimate.modality(from_array(np.abs(hu).astype(np.int16), AFFINE)) == ""
+
+
+def test_a_learned_method_fits_and_runs(brain):
+    words = {"train.steps": 3, "train.crop": 16}
+    clean = api.denoise(brain, method="filter2noise-scalar", settings=words).image
+    assert clean.shape == brain.shape
+    assert np.isfinite(clean).all()
