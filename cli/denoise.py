@@ -37,6 +37,10 @@ def denoise(
     ] = None,
     mask: Annotated[Path | None, typer.Option(help="Change voxels only where it is not 0.")] = None,
     series: Series = None,
+    allow_gaps: Annotated[
+        bool,
+        typer.Option("--allow-gaps", help="Take a series with missing slices, slice by slice."),
+    ] = False,
     to: Annotated[To, typer.Option(help="Kind of the output.")] = To.same,
     like: Annotated[
         Path | None, typer.Option(help="DICOM series whose headers `--to dicom` takes.")
@@ -79,6 +83,7 @@ def denoise(
             strength=strength,
             mask=mask,
             series=series,
+            allow_gaps=allow_gaps,
             to=to.value,
             like=like,
             dtype=dtype.value,

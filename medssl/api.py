@@ -70,6 +70,7 @@ def denoise(
     strength: float | None = None,
     mask: str | Path | Image | Array | None = None,
     series: str | None = None,
+    allow_gaps: bool = False,
     to: Literal["same", "nii", "dicom", "dicom-classic"] = "same",
     like: str | Path | None = None,
     dtype: Literal["same", "float32"] = "same",
@@ -97,6 +98,7 @@ def denoise(
         strength: 0 gives the input back bit for bit, 1 the whole change; None is the recipe's.
         mask: Voxels that may change: where it is not 0, on the image's grid.
         series: Which DICOM series: number, UID, or text of its description.
+        allow_gaps: Take a DICOM series with missing slices as independent slices.
         to: Kind of the output file.
         like: DICOM series whose headers `to="dicom"` takes when the input has none.
         dtype: `same` stored type as the input, or float32.
@@ -129,7 +131,7 @@ def denoise(
     tell("read", 0, 1)
     limits = Limits(memory=where.memory)
     with run.stage("read"):
-        image, leave = _enter(x, series, limits, run)
+        image, leave = _enter(x, series, allow_gaps, limits, run)
         template = image if like is None else read(like, series, limits)
         allowed = None if mask is None else _mask(mask, image, limits)
     outputs = None
@@ -202,10 +204,12 @@ def info(path: str | Path, series: str | None = None) -> dict[str, Any]:
         return {"image": _image_facts(read(path, series))}
 
 
-def _enter(x: object, series: str | None, limits: Limits, run: Run) -> tuple[Image, Leave]:
+def _enter(
+    x: object, series: str | None, allow_gaps: bool, limits: Limits, run: Run
+) -> tuple[Image, Leave]:
     """The image that was given, and how to give the same kind back."""
     if isinstance(x, (str, Path)):
-        return read(x, series, limits), _say_nothing
+        return read(x, series, limits, allow_gaps=allow_gaps), _say_nothing
     if series is not None:
         raise UsageError("series= goes with a path", "leave it out")
     if isinstance(x, Image):

@@ -40,7 +40,7 @@ assert gain > 4
 # A good residual looks like noise: no anatomy, no edges. If you see the brain in it, lower `strength`.
 
 # %%
-from matplotlib.figure import Figure  # noqa: E402 (a notebook imports where it draws)
+from matplotlib.figure import Figure
 
 figure = Figure(figsize=(9, 3.2), layout="constrained")
 middle = image.shape[2] // 2

@@ -17,14 +17,14 @@ Reference: Dabov, Foi, Katkovnik, Egiazarian. Image Denoising by Sparse 3-D Tran
 Collaborative Filtering. IEEE TIP 2007 (the second pass).
 """
 
-from dataclasses import dataclass
-from typing import Literal
+import math
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from medssl.core.batch import Noisy
-from medssl.method import Restorer
+from medssl.method import Facts, Restorer
 from medssl.nets.sliding_dct import sliding_dct
 
 THIN = 4
@@ -41,10 +41,14 @@ class Config:
     """Distance of windows, voxels; used with a given block."""
     hard: float = 2.8
     """tau, the threshold of the first pass in standard deviations."""
-    spacing: tuple[float, ...] | None = None
-    """Voxel distances in mm from which a block is chosen; None means equal ones."""
-    grouping: Literal[False] = False
-    """Whether similar blocks are matched and filtered together; not yet."""
+
+    def suited_to(self, facts: Facts) -> "Config":
+        """The same with the window that suits a scan."""
+        if self.block is not None:
+            return self
+        spacing = (*facts.spacing[:2], math.inf) if facts.independent_slices else facts.spacing
+        block, step = block_for(facts.shape, spacing, facts.correlated)
+        return replace(self, block=block, step=step)
 
     def build(self) -> "Collaborative":
         """The filter; it has nothing to learn."""
@@ -81,9 +85,7 @@ class Collaborative(Restorer):
 
     def halo(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """Each of the two passes reaches one window less a voxel."""
-        plain, _ = self._windows(shape, False)
-        coloured, _ = self._windows(shape, True)
-        return tuple(2 * (max(n) - 1) for n in zip(plain, coloured, strict=True))
+        return tuple(2 * (n - 1) for n in self._windows(shape, False)[0])
 
     def bytes_per_voxel(self) -> int:
         """Numerator, denominator and pilot, float32, and the borders of small tiles."""
@@ -92,10 +94,10 @@ class Collaborative(Restorer):
     def _windows(
         self, shape: tuple[int, ...], correlated: bool
     ) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Block and step; by shape alone where nobody chose them."""
         block, step = self.config.block, self.config.step
         if block is None:
-            spacing = self.config.spacing or (1.0,) * len(shape)
-            return block_for(shape, spacing, correlated)
+            return block_for(shape, (1.0,) * len(shape), correlated)
         return block, (step,) * len(block) if isinstance(step, int) else step
 
 

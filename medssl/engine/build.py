@@ -4,6 +4,8 @@ import dataclasses
 import importlib
 from typing import Any
 
+import torch
+
 from medssl import config
 from medssl.config import Recipe
 from medssl.method import Facts, Method, Restorer
@@ -23,7 +25,9 @@ def build(recipe: Recipe, facts: Facts | None = None) -> tuple[Method, dict[str,
     settled = config.construct(module.Config, recipe.values, f"{recipe.name}.yaml")
     if facts is not None and hasattr(settled, "suited_to"):
         settled = settled.suited_to(facts)
-    made = settled.build()
+    with torch.random.fork_rng(devices=[]):  # layers draw their first weights from the global one
+        torch.manual_seed(recipe.seed)
+        made = settled.build()
     assert isinstance(made, Method)
     return made, dataclasses.asdict(settled)
 

@@ -15,13 +15,20 @@ from medssl.io.series import read_series
 HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
 
 
-def read(path: str | Path, series: str | None = None, limits: Limits | None = None) -> Image:
+def read(
+    path: str | Path,
+    series: str | None = None,
+    limits: Limits | None = None,
+    *,
+    allow_gaps: bool = False,
+) -> Image:
     """Read a scan: NIfTI, a DICOM file, folder or zip, PNG, JPEG, TIFF, NPY.
 
     Args:
         path: File or folder.
         series: Which series of a DICOM folder: its number, UID, or text of its description.
         limits: Bounds of what a file may ask for.
+        allow_gaps: Read a DICOM series with missing slices as independent slices.
 
     Returns:
         The image in float32, with everything that its writer needs.
@@ -36,7 +43,7 @@ def read(path: str | Path, series: str | None = None, limits: Limits | None = No
     with naming(path):
         kind = kind_of(path)
         if kind == "dicom":
-            return read_series(path, series=series, limits=limits)
+            return read_series(path, series=series, limits=limits, allow_gaps=allow_gaps)
         if series is not None:
             raise UsageError("only DICOM holds several series", "leave --series out")
         return nifti.read(path, limits) if kind == "nifti" else picture.read(path, limits)

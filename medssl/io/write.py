@@ -119,6 +119,8 @@ def write(
         return Written(
             target, kind, len(made.names), image.data.size, made.clipped, made.voxels_sha256
         )
+    if kind == "nifti" and getattr(image.origin, "independent_slices", False):
+        raise UsageError("the slices lie on no regular grid, NIfTI needs one", "write DICOM")
     writer = nifti.write if kind == "nifti" else picture.write
     if kind == "picture" and image.channels == "time":
         raise UsageError("a picture cannot hold a series of volumes", "write .nii.gz")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib
+import inspect
 
 import pytest
 import torch
@@ -46,7 +47,8 @@ def test_a_method_is_documented_and_has_a_recipe(task, name):
     assert "Reference:" in module.__doc__
     assert module.__doc__.split("\n")[0].endswith(".")
     assert module.Config.__dataclass_params__.frozen
-    assert module.Config.__dataclass_params__.kw_only
+    words = inspect.signature(module.Config).parameters.values()
+    assert all(word.kind is inspect.Parameter.KEYWORD_ONLY for word in words)
     assert name in {config.load(task, recipe).method for recipe in config.recipes(task)}
     assert config.reference(task, name)
 
