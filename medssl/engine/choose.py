@@ -6,6 +6,7 @@ import numpy as np
 
 from medssl.config import Recipe
 from medssl.core.image import Image
+from medssl.engine.estimate import MOST_OF_RANGE
 from medssl.method import Facts
 from medssl.physics.noise_level import NoiseEstimate
 
@@ -60,6 +61,8 @@ def reason_to_decline(image: Image, noise: NoiseEstimate) -> str | None:
         return f"every voxel is {low:g}"
     if noise.spectrum is not None and noise.sigma < LEAST_CT_LEVEL:
         return f"the noise is {noise.sigma:.2g} HU, which is not worth a change"
+    if noise.sigma > MOST_OF_RANGE * (high - low):
+        return f"the noise ({noise.sigma:.3g}) fills the range of values ({high - low:.3g})"
     if noise.sigma <= 1e-6 * (high - low):
         return "no noise was found"
     return None

@@ -21,8 +21,8 @@ from medssl.physics.noise_psd import estimate_noise
 HU_AIR = -800.0
 """The first percentile of a CT lies below it, because there is air around a patient."""
 SOFT_TISSUE = (-150.0, 150.0)
-LEAST_CT_LEVEL = 2.0
-"""HU; a CT with less noise is left alone."""
+MOST_OF_RANGE = 0.5
+"""Share of the range of values; with more noise there is no picture to keep."""
 SERIES_VOLUMES = 4
 """Volumes of a series that the noise is learnt from."""
 PILOT_THRESHOLD = 2.7
@@ -166,7 +166,7 @@ def _check_sigma(image: Image, sigma: float | None) -> None:
         return
     finite = image.data[np.isfinite(image.data)] if image.valid is not None else image.data
     span = float(finite.max()) - float(finite.min())
-    if sigma > 0.5 * span:
+    if sigma > MOST_OF_RANGE * span:
         raise UsageError(
             f"--sigma {sigma:g} is more than half of the image's range {span:g}",
             "give it in image units (HU for CT)",

@@ -21,9 +21,11 @@ from medssl.method import Restorer
 from medssl.physics.noise_level import NoiseEstimate
 from medssl.physics.stabilise import Stabiliser
 
-LEAST_TILE_BYTES = 96 * MIB
+LEAST_TILE_BYTES = 64 * MIB
 """Tiles may always take this much; below it halos cost more than they save."""
-SHARE_OF_VOLUME = 0.4
+BYTES_AROUND = 32
+"""Each voxel of a tile as read, filled, its noise, stabilised, restored, undone, blended, kept."""
+SHARE_OF_VOLUME = 0.5
 """What tiles may take beyond that, as a share of the float32 volume."""
 FILLED = 5
 """Side of the box whose mean replaces a voxel that is not valid, for filtering only."""
@@ -111,7 +113,7 @@ def plan(method: Restorer, image: Image, machine: Machine) -> Plan:
         MemoryLimitError: Not even the smallest tile fits.
     """
     halo = tuple(min(h, n) for h, n in zip(method.halo(image.shape), image.shape, strict=True))
-    per_voxel = method.bytes_per_voxel()
+    per_voxel = method.bytes_per_voxel() + BYTES_AROUND
     free = machine.free
     wanted = int(LEAST_TILE_BYTES + SHARE_OF_VOLUME * 4 * np.prod(image.shape, dtype=np.float64))
     if machine.device.type == "cuda":

@@ -27,6 +27,8 @@ class Prediction:
 
     error: float
     standard_error: float
+    same_model: bool
+    """The filter and this check believe the same noise spectrum: the error is likely larger."""
 
     @property
     def helps(self) -> bool:
@@ -35,8 +37,8 @@ class Prediction:
 
     @property
     def gain_db(self) -> float | None:
-        """Expected gain in PSNR; None where the error is too small to be told from 0."""
-        if self.error <= 2 * self.standard_error:
+        """Expected gain in PSNR; None where the error cannot be told from 0, or is optimistic."""
+        if self.same_model or self.error <= 2 * self.standard_error:
             return None
         return -10 * math.log10(self.error)
 
@@ -49,6 +51,7 @@ class Prediction:
             "gain_db": None if gain is None else round(gain, 2),
             "helps": self.helps,
             "by": "Monte-Carlo SURE on one part; true only if sigma is",
+            "optimistic": self.same_model,
         }
 
 
@@ -99,4 +102,4 @@ def predict(scale: Scaling, image: Image, device: torch.device, seed: int) -> Pr
             restored, z, spread.square(), probe, where_there_is_signal if magnitude else None
         )
     unit = float(spread.square().mean())
-    return Prediction(error / unit, deviation / unit)
+    return Prediction(error / unit, deviation / unit, model is not None)

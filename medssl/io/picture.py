@@ -6,6 +6,7 @@ Files hold (rows, columns[, colour]) or (pages, rows, columns); an `Image` holds
 
 import hashlib
 import io
+import logging
 import warnings as python_warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +45,7 @@ SUFFIXES: dict[str, Kind] = {
 }
 MODES = {"L", "I;16", "I;16B", "I;16L", "I", "F", "RGB", "RGBA", "LA"}
 JPEG_QUALITY = 95
+logging.getLogger("tifffile").addHandler(logging.NullHandler())  # it prints what we refuse
 COPY_AGAIN = "copy or export the file again"
 
 

@@ -70,11 +70,13 @@ def kind_of(path: Path) -> str:
     head = _head(path)
     if not head:
         raise InputError("is empty", "copy the file again")
+    if head[128:132] == b"DICM":  # first: its preamble may hold the start of a TIFF
+        return "dicom"
     if nifti.is_nifti(head):
         return "nifti"
     if picture.kind_of(head):
         return "picture"
-    if head[128:132] == b"DICM" or head.startswith(b"PK\x03\x04") or _is_bare_dicom(head):
+    if head.startswith(b"PK\x03\x04") or _is_bare_dicom(head):
         return "dicom"
     if head.startswith(HDF5_MAGIC):
         raise InputError("is HDF5, which holds k-space", "denoise needs an image")

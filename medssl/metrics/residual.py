@@ -37,28 +37,47 @@ def residual(before: NDArray[np.float32], after: NDArray[np.float32], sigma: flo
         after: (*spatial) output.
         sigma: Of the noise, image units.
     """
-    n = before.shape[-1]
-    starts = np.unique(np.linspace(0, max(n - 2, 0), PLANES).astype(int))
-    if before.ndim == 2:
-        pieces = [before[..., None] - after[..., None]]
-    else:
-        pieces = [before[..., k : k + 2] - after[..., k : k + 2] for k in starts]
-    stack = np.nan_to_num(np.stack([p.astype(np.float64) for p in pieces]))
-    sd = float(stack.std())
-    limit = 3 * sigma
-    return Residual(
-        sd=sd,
-        mean_shift=-float(stack.mean()),
-        correlation=tuple(_lag_one(stack, axis + 1) for axis in range(before.ndim)),
-        changed_3_sigma=float((np.abs(stack) > limit).mean()) if sigma > 0 else 0.0,
-    )
+    sums = _Sums(before.ndim)
+    for pair in _pairs(before.shape):
+        sums.add(np.nan_to_num(before[pair] - after[pair]), 3 * sigma)
+    return sums.residual(sigma)
 
 
-def _lag_one(stack: NDArray[np.float64], axis: int) -> float:
-    if stack.shape[axis] < 2:
-        return 0.0
-    centred = stack - stack.mean()
-    here = np.take(centred, range(stack.shape[axis] - 1), axis)
-    next_ = np.take(centred, range(1, stack.shape[axis]), axis)
-    scale = float(np.sqrt((here**2).mean() * (next_**2).mean()))
-    return float((here * next_).mean() / scale) if scale > 0 else 0.0
+def _pairs(shape: tuple[int, ...]) -> list[tuple[slice, ...]]:
+    """Evenly spaced pairs of neighbouring planes; a picture as a whole."""
+    if len(shape) == 2:
+        return [(slice(None), slice(None))]
+    starts = np.unique(np.linspace(0, max(shape[-1] - 2, 0), PLANES).astype(int))
+    return [(slice(None), slice(None), slice(int(k), int(k) + 2)) for k in starts]
+
+
+class _Sums:
+    """Moments of pieces that come one after the other."""
+
+    def __init__(self, n_axes: int) -> None:
+        self.n = self.far = 0
+        self.total = self.square = 0.0
+        self.products = np.zeros(n_axes)
+        self.counts = np.zeros(n_axes)
+
+    def add(self, piece: NDArray[np.float32], limit: float) -> None:
+        self.n += piece.size
+        self.total += float(piece.sum(dtype=np.float64))
+        self.square += float(np.square(piece).sum(dtype=np.float64))
+        self.far += int(np.count_nonzero(np.abs(piece) > limit))
+        for axis in range(piece.ndim):
+            if piece.shape[axis] > 1:
+                moved = np.moveaxis(piece, axis, 0)
+                self.products[axis] += float((moved[1:] * moved[:-1]).sum(dtype=np.float64))
+                self.counts[axis] += moved[1:].size
+
+    def residual(self, sigma: float) -> Residual:
+        mean = self.total / self.n
+        variance = max(self.square / self.n - mean**2, 0.0)
+        lags = self.products / np.maximum(self.counts, 1) - mean**2 * (self.counts > 0)
+        return Residual(
+            sd=float(np.sqrt(variance)),
+            mean_shift=-mean,
+            correlation=tuple(float(c / variance) if variance > 0 else 0.0 for c in lags),
+            changed_3_sigma=self.far / self.n if sigma > 0 else 0.0,
+        )

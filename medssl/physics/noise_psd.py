@@ -34,6 +34,8 @@ from torch.nn.functional import avg_pool2d, max_pool2d, pad
 
 BLOCK = 32
 """Pixels along the side of a block whose periodogram is taken."""
+LARGEST_BLOCK = 48.0
+"""Millimetres; few organs are flat over more, so coarse pixels take blocks of half as many."""
 STRIDE = 8
 """Distance of neighbouring blocks."""
 CELL = 8
@@ -44,8 +46,8 @@ SMOOTH = 12.0
 """Standard deviation of the smoothing of the local map, pixels."""
 BODY = -532.0
 """What is brighter, after smoothing, is patient; HU."""
-PADDING = -1024.5
-"""What is darker is not a measurement; HU."""
+PADDING = -1500.0
+"""What is darker is not a measurement, while noise in air may well reach below -1024; HU."""
 LEAST_BLOCKS = 8
 """Fewer flat blocks are no ground for confidence."""
 CUT = 2.5
@@ -173,7 +175,7 @@ def estimate_noise(
         image: (x, y) or (x, y, z) in HU.
         spacing: mm along each axis.
         valid: Of the shape of `image`, what was measured; None means all of it. Values that are not
-            finite or below -1024 HU are never used.
+            finite or below -1500 HU are never used.
 
     Returns:
         The model; `confident` is False when there was too little flat tissue, and `level` is 0 for
@@ -183,7 +185,8 @@ def estimate_noise(
     shape = (volume.shape[0], volume.shape[1], volume.shape[2])
     usable = None if valid is None else valid.reshape(shape)
     slices = choose_slices(shape[2])
-    side = min(BLOCK, 1 << (max(min(shape[:2]), 1).bit_length() - 1))
+    side = BLOCK if BLOCK * max(spacing[:2]) <= LARGEST_BLOCK else BLOCK // 2
+    side = min(side, 1 << (max(min(shape[:2]), 1).bit_length() - 1))
     looks = [_look(*_read(volume, usable, z), side) for z in slices]
     n_blocks = sum(len(look.at) for look in looks)
     if side < WINDOW or n_blocks == 0:
@@ -280,8 +283,8 @@ def _powers(look: _Look) -> tuple[Tensor, Tensor]:
     """Noise of each cosine coefficient, (windows x, windows y, WINDOW^2) in HU^2.
 
     Returns:
-        Its local variance, and its power in each single window, the local variance standing in for
-        what sticks out.
+        Its local variance, typical of the body where nothing was seen, and its power in each single
+        window, the local variance standing in for what sticks out.
     """
     step = WINDOW // 2
     windows = look.image.unfold(0, WINDOW, step).unfold(1, WINDOW, step)
@@ -296,13 +299,14 @@ def _powers(look: _Look) -> tuple[Tensor, Tensor]:
     inside = inside if inside.any() else measured
     if not inside.any():
         return torch.zeros_like(square), square
-    calm = (steep <= steep[inside].quantile(0.4)) & measured
-    first = square[calm & inside].median(0).values / 0.455
-    power = _settle(square, first, calm & inside)
-    if (calm & outside).any():
-        air = _settle(square, first, calm & outside)
+    calm = inside & measured & (steep <= steep[inside].quantile(0.4))
+    first = square[calm].median(0).values / 0.455
+    power = _settle(square, first, calm)
+    air = outside & measured
+    if air.any():
+        air &= steep <= steep[air].quantile(0.8)
         centre = look.body[step:, step:][::step, ::step][: power.shape[0], : power.shape[1]]
-        power = torch.where(centre[..., None], power, air)
+        power = torch.where(centre[..., None], power, _settle(square, first, air))
     kept = square < CUT**2 * power
     return power, torch.where(kept, square / _kept_variance(CUT), power)
 
@@ -367,9 +371,10 @@ def _settle(square: Tensor, first: Tensor, use: Tensor) -> Tensor:
         return _gaussian(pairs.permute(1, 2, 0), SMOOTH / CELL)
 
     for _ in range(4):
-        kept = (square < CUT**2 * power) & use[..., None]
-        share = pooled(kept.float()).clamp_min(1e-6)
-        power = pooled(kept * square) / share / _kept_variance(CUT)
+        kept = (square <= CUT**2 * power) & use[..., None]
+        share = pooled(kept.float())
+        power = pooled(kept * square) / share.clamp_min(1e-6) / _kept_variance(CUT)
+        power = torch.where(share > 1e-6, power, first)
         power = power.repeat_interleave(2, 0)[:rows].repeat_interleave(2, 1)[:, :columns]
     return power
 
@@ -435,11 +440,11 @@ def _blocks(image: Tensor, at: Tensor, side: int) -> Tensor:
 
 
 def _spectrum_z(correlation: Sequence[float]) -> Tensor:
-    """(2 LAGS,) power over frequencies along z, mean 1, of a tapered correlation."""
+    """(2 LAGS,) power over frequencies along z, mean 1; interpolating it tapers the correlation."""
     row = torch.zeros(2 * LAGS)
     row[0] = 1
     for lag, value in enumerate(correlation, 1):
-        row[lag] = row[-lag] = max(value, 0.0) * (1 - lag / (2 * LAGS))
+        row[lag] = row[-lag] = max(value, 0.0)
     power = torch.fft.fft(row).real.clamp_min(0.02)
     return power / power.mean()
 

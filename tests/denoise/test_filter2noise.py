@@ -15,6 +15,15 @@ from medssl.physics.phantom import abdomen
 PREDICTORS = ("attention", "scalar", "spatial")
 
 
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """Small tensors: threads would only wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 def build(predictor="attention", seed=0, **changes):
     with torch.random.fork_rng():
         torch.manual_seed(seed)

@@ -9,6 +9,15 @@ from medssl.physics.phantom import abdomen
 SPACING = (3.0, 3.0, 3.0)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """Small tensors: threads would only wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 def simulate(photons, *, kernel="hann", electronic_variance=0.0, shape=(128, 128, 2)):
     return simulate_low_dose(
         abdomen(shape, SPACING),

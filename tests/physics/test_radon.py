@@ -7,6 +7,15 @@ from medssl.core.random import stream
 from medssl.physics.radon import Radon, fbp, view_angles
 
 
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """Small tensors: threads would only wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.mark.parametrize("shape", [(37, 41), (16, 16), (1, 9)])
 def test_adjoint(shape):
     generator = stream(0, "radon")
