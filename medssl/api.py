@@ -165,8 +165,6 @@ def denoise(
     atomic.remove(outputs.sidecar)
     with run.stage("write"):
         clean = ready.image.with_data(data)
-        if like is not None:
-            refuse_other_grid(template, clean, "image")
         written = write(
             outputs.image,
             clean,

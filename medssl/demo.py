@@ -12,7 +12,7 @@ from medssl import api
 from medssl.core.errors import OutputError
 from medssl.core.random import stream
 from medssl.engine.restore import Progress
-from medssl.io import example_series
+from medssl.io import atomic, example_series
 from medssl.io.read import read
 from medssl.physics.low_dose import simulate_low_dose
 from medssl.physics.phantom import abdomen
@@ -99,8 +99,8 @@ def _real_mr(folder: Path, overwrite: bool, progress: Progress | None) -> dict[s
 def _low_dose_ct(folder: Path, overwrite: bool, progress: Progress | None) -> dict[str, Any]:
     clean, noisy = low_dose_ct(CT_SHAPE, CT_SPACING, seed=0)
     source = folder / "ct_low_dose"
-    if not source.exists():
-        example_series.ct_series(source, noisy.numpy(), CT_SPACING)
+    with atomic.folder(source, overwrite=overwrite) as partial:
+        example_series.ct_series(partial, noisy.numpy(), CT_SPACING)
     done = api.denoise(
         source, folder / "ct_low_dose_denoised", overwrite=overwrite, progress=progress
     )

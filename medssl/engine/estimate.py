@@ -25,8 +25,10 @@ MOST_OF_RANGE = 0.5
 """Share of the range of values; with more noise there is no picture to keep."""
 SERIES_VOLUMES = 4
 """Volumes of a series that the noise is learnt from."""
-PILOT_THRESHOLD = 2.7
 FAST_THRESHOLD = 2.8
+"""Of the filter that looks for noise, in standard deviations."""
+LEAST_LEVEL = 1e-3
+"""HU; keeps a constant image from dividing by zero."""
 
 
 @dataclass(frozen=True)
@@ -127,23 +129,21 @@ def _ct(image: Image, words: Asked) -> NoiseEstimate:
     volume = torch.from_numpy(image.data[0])
     valid = None if image.valid is None else torch.from_numpy(image.valid[0])
     model = estimate_noise(volume, image.spacing, valid=valid)
-    block, step = block_for((*image.shape[:2], 1), image.spacing, correlated=True)
-    residuals = []
     plane = tuple(slice(0, n) for n in image.shape[:2])
+    residuals = []
     for z in model.slices:
-        y = read_tile(image, 0, (*plane, slice(z, z + 1)))
-        shape = model.dct_sigma(block)
-        level = torch.full((), max(model.level, 1e-3))
+        y = read_tile(image, 0, plane if len(image.shape) == 2 else (*plane, slice(z, z + 1)))
+        block, step = block_for(tuple(y.shape), image.spacing, correlated=True)
         pilot = sliding_dct(
             y,
             block=block,
             step=step,
-            hard=PILOT_THRESHOLD,
-            sigma=level,
-            coefficient_sigma=shape,
+            hard=FAST_THRESHOLD,
+            sigma=torch.full((), max(model.level, LEAST_LEVEL)),
+            coefficient_sigma=model.dct_sigma(block),
             wiener=False,
         )
-        residuals.append((y - pilot)[..., 0])
+        residuals.append((y - pilot).reshape(y.shape[:2]))
     model = model.with_local_map(torch.stack(residuals, -1))
     if words.sigma is not None:
         model = dataclasses.replace(model, level=words.sigma)

@@ -17,6 +17,8 @@ LARGEST = (96, 96, 24)
 """Voxels per axis of the part that is looked at."""
 SIGNAL = 2.0
 """Magnitudes below so many sigma are background, where noise has another variance."""
+MOST_NEGATIVE = 0.15
+"""Noise variances; no error is below zero, and a noise estimate that says so is too high."""
 LEAST_SIGNAL = 0.02
 """Share of the part that must carry signal for the background to be left out."""
 
@@ -31,9 +33,13 @@ class Prediction:
     """The filter and this check believe the same noise spectrum: the error is likely larger."""
 
     @property
-    def helps(self) -> bool:
-        """Whether the restored image is closer to the truth by more than chance."""
-        return self.error + 2 * self.standard_error < 1.0
+    def doubt(self) -> str | None:
+        """Why the restored image may be further from the truth; None when it should be closer."""
+        if self.error < -(MOST_NEGATIVE + 2 * self.standard_error):
+            return "the noise estimate contradicts itself, it is too high"
+        if self.error + 2 * self.standard_error >= 1.0:
+            return "no gain is expected"
+        return None
 
     @property
     def gain_db(self) -> float | None:
@@ -49,7 +55,7 @@ class Prediction:
             "error_in_noise_variances": round(self.error, 4),
             "standard_error": round(self.standard_error, 4),
             "gain_db": None if gain is None else round(gain, 2),
-            "helps": self.helps,
+            "doubt": self.doubt,
             "by": "Monte-Carlo SURE on one part; true only if sigma is",
             "optimistic": self.same_model,
         }

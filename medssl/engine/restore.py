@@ -149,12 +149,11 @@ def restore(
         device = torch.device(ready.plan.device)
         expected = predict(scale, image, device, run.seed)
     run.qc["predicted"] = expected.as_dict()
-    if not expected.helps:
-        if choice.named:
-            run.warn("no gain is expected; compare with --method auto")
-        else:
-            run.warn("left as it is: no gain is expected")
-            return image.data
+    if expected.doubt is not None and choice.named:
+        run.warn(f"{expected.doubt}; compare with --method auto")
+    elif expected.doubt is not None:
+        run.warn(f"left as it is: {expected.doubt}")
+        return image.data
     with run.stage("restore"):
         data, notes = infer.infer(
             scale,

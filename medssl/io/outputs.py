@@ -50,7 +50,7 @@ class Outputs:
         target = default if out is None else out
         if out is not None and out.is_dir() and default.suffix:
             target = out / default.name
-        kind = kind_of(target, image)
+        kind = kind_of(target, image, to)
         extra = ".tif" if kind == "picture" and target.suffix != ".npy" else target.suffix
         extra = ".nii.gz" if kind != "picture" else extra
         return cls(

@@ -1,11 +1,16 @@
 """One door for every output: same kind, same geometry, same header as what came in."""
 
+import dataclasses
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
 
 from medssl.core.errors import InputError, UsageError
+from medssl.core.geometry import Geometry
 from medssl.core.image import Image
 from medssl.io import atomic, nifti, picture
 from medssl.io.derived import Derivation, write_series
@@ -29,11 +34,26 @@ class Written:
     """Of the stored numbers, little endian."""
 
 
-def kind_of(target: Path, image: Image) -> Kind:
-    """What a target's name asks for; a name without a known suffix means a DICOM folder."""
+def kind_of(target: Path, image: Image, to: str = "same") -> Kind:
+    """What a target's name and `to` ask for; without a known suffix it is a DICOM folder.
+
+    Args:
+        target: Name of the output.
+        image: The image whose headers are taken.
+        to: `same`, `nii`, `dicom` or `dicom-classic`.
+
+    Raises:
+        UsageError: The name and `to` disagree, or there are no DICOM headers to take.
+    """
     name = target.name.lower()
+    if to in ("dicom", "dicom-classic"):
+        if not isinstance(image.origin, SeriesOrigin):
+            raise UsageError("there are no DICOM headers to take", "name a series with --like")
+        return "dicom-classic" if to == "dicom-classic" else "dicom"
     if name.endswith(NIFTI_SUFFIXES):
         return "nifti"
+    if to == "nii":
+        raise UsageError("a NIfTI output ends in .nii or .nii.gz", "change -o", file=target)
     if target.suffix.lower() in picture.SUFFIXES:
         return "picture"
     if isinstance(image.origin, SeriesOrigin):
@@ -98,20 +118,16 @@ def write(
         OutputError: The place is taken, not writable, or full.
     """
     target = Path(target)
-    kind = kind_of(target, image)
-    if kind == "dicom" and to == "dicom-classic":
-        kind = "dicom-classic"
+    kind = kind_of(target, image if like is None else like, to)
     float32 = dtype == "float32"
     if kind in ("dicom", "dicom-classic"):
         source = like if like is not None else image
-        if not isinstance(source.origin, SeriesOrigin):
-            raise UsageError("a DICOM series needs a source series", "convert to NIfTI instead")
         if float32:
             raise UsageError("DICOM cannot hold float32 here", "use --to nii with --dtype float32")
         with atomic.folder(target, overwrite=overwrite) as folder:
             made = write_series(
                 folder,
-                image,
+                image if like is None else on_grid_of(image, like),
                 source,
                 derivation or Derivation(),
                 classic=kind == "dicom-classic",
@@ -136,6 +152,49 @@ def check(target: Path, source: Path | None, *, overwrite: bool) -> None:
     """Refuse a target before any work is done; the same rules as `write`."""
     for file in nifti.files_of(target):
         atomic.check_target(file, overwrite=overwrite, source=source)
+
+
+def on_grid_of(image: Image, like: Image) -> Image:
+    """The same voxels in the axis order of another image of the same grid; nothing is resampled.
+
+    Axes may be swapped and turned round, as converters from DICOM to NIfTI do.
+
+    Raises:
+        InputError: The grids differ by more than the order of their voxels.
+    """
+    if len(image.shape) != 3 or len(like.shape) != 3:
+        refuse_other_grid(like, image, "image")
+        return image
+    step = np.linalg.inv(image.geometry.affine) @ like.geometry.affine
+    turn = np.rint(step[:3, :3]).astype(int)
+    if np.abs(turn).sum(0).tolist() != [1, 1, 1] or np.abs(turn).sum(1).tolist() != [1, 1, 1]:
+        refuse_other_grid(like, image, "image")
+    order = np.abs(turn).argmax(0)
+    signs = turn[order, range(3)]
+    flips = tuple(slice(None, None, int(sign)) for sign in signs)
+
+    def turned(voxels: NDArray[Any]) -> NDArray[Any]:
+        return voxels.transpose(0, *(1 + order))[(slice(None), *flips)]
+
+    affine = image.geometry.affine @ np.vstack(
+        [
+            np.column_stack([turn, np.zeros(3)]),
+            [0, 0, 0, 1],
+        ]
+    )
+    starts = [image.shape[b] - 1 if sign < 0 else 0 for b, sign in zip(order, signs, strict=True)]
+    first = np.zeros(3)
+    first[order] = starts
+    affine[:3, 3] = image.geometry.world(first)
+    data = turned(image.data)
+    made = dataclasses.replace(
+        image,
+        data=data,
+        geometry=Geometry(data.shape[1:], affine),
+        valid=None if image.valid is None else turned(image.valid),
+    )
+    refuse_other_grid(like, made, "image")
+    return made
 
 
 def _copy_companions(target: Path, image: Image, overwrite: bool) -> int:

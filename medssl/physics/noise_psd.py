@@ -151,8 +151,9 @@ class NoiseModel:
         filter_ = _resize(psd, size).clamp_min(0).sqrt()
         filter_ = filter_ / filter_.square().mean().sqrt().clamp_min(1e-30)
         noise = torch.fft.ifftn(torch.fft.fftn(white, dim=axes) * filter_, dim=axes).real
-        stop = [a + n for a, n in zip(start, box, strict=True)]
-        noise = noise * self.local_sigma(start, stop)
+        first = (*start, 0)[:3]
+        stop = [a + n for a, n in zip(first, box, strict=True)]
+        noise = noise * self.local_sigma(first, stop)
         return noise if len(shape) == 3 else noise[..., 0]
 
     def with_local_map(self, residuals: Tensor) -> "NoiseModel":

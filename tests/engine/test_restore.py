@@ -190,6 +190,30 @@ def test_modality_of_a_volume_without_header():
     assert estimate.modality(from_array(np.abs(hu).astype(np.int16), AFFINE)) == ""
 
 
+@pytest.mark.parametrize("shape", [(96, 100), (100, 96, 1), (96, 96, 6)])
+def test_ct_of_any_depth(shape):
+    rng = np.random.default_rng(0)
+    body = np.hypot(*(np.indices(shape)[k] / shape[k] - 0.5 for k in (0, 1))) < 0.4
+    truth = np.where(body, 40.0, -1000.0)
+    noisy = (truth + rng.normal(0, 30, shape)).astype(np.float32)
+    done = api.denoise(noisy, strength=1.0)
+    assert done.record["medssl"]["geometry"]["modality"] == "CT"
+    errors = [np.sqrt(((x - truth)[body] ** 2).mean()) for x in (noisy, done.image)]
+    assert errors[1] < 0.7 * errors[0]
+
+
+@pytest.mark.parametrize("shape", [(64, 48), (64, 48, 1), (64, 64, 8), (20, 16, 6)])
+def test_ct_with_too_little_flat_tissue_is_not_made_worse(shape):
+    rng = np.random.default_rng(0)
+    body = np.hypot(*(np.indices(shape)[k] / shape[k] - 0.5 for k in (0, 1))) < 0.4
+    truth = np.where(body, 40.0, -1000.0)
+    noisy = (truth + rng.normal(0, 30, shape)).astype(np.float32)
+    done = api.denoise(noisy)
+    errors = [np.sqrt(((x - truth) ** 2).mean()) for x in (noisy, done.image)]
+    assert errors[1] <= errors[0]
+    assert done.record["warnings"]
+
+
 def test_a_learned_method_fits_and_runs(brain):
     words = {"train.steps": 3, "train.crop": 16}
     clean = api.denoise(brain, method="filter2noise-scalar", settings=words).image
