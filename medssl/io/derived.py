@@ -25,6 +25,7 @@ from pydicom.uid import UID, ExplicitVRLittleEndian, JPEG2000Lossless, JPEGLSLos
 
 from medssl.core.errors import InputError, naming
 from medssl.core.image import Image
+from medssl.io import values
 from medssl.io.dicom import Instance, PixelShape, decode, open_instance, quiet, refusing
 from medssl.io.multiframe import Frame
 from medssl.io.series import SeriesOrigin
@@ -325,16 +326,13 @@ def _back(
     """Stored numbers of plane k: the inverse of its own rescale, and how many were clipped."""
     time, place = divmod(k, origin.n_slices)
     where = (time,) if image.data.ndim == 3 else (time, slice(None), slice(None), place)
-    new, old = image.data[where].T, like.data[where].T
-    changed = np.isfinite(new) & (new != old)
+    plane = image.data[where].T
+    keep = ~np.isfinite(plane)
     for holder in (image, like):
         if holder.valid is not None:
-            changed &= holder.valid[where].T
-    exact = np.rint((new[changed].astype(np.float64) - frame.intercept) / frame.slope)
-    kept = np.clip(exact, shape.lowest, shape.highest)
-    result = stored.copy()
-    result[changed] = kept.astype(stored.dtype)
-    return result, int(np.count_nonzero(kept != exact))
+            keep |= ~holder.valid[where].T
+    limits = (float(shape.lowest), float(shape.highest))
+    return values.encode(plane, stored, frame.slope, frame.intercept, limits, keep)
 
 
 def _reopened(origin: SeriesOrigin, index: int) -> Instance:
@@ -437,8 +435,8 @@ def _identity(source: Dataset) -> tuple[str, str]:
 
 def _derived_type(kinds: Any) -> list[str]:
     """ImageType or FrameType with its first value changed."""
-    values = [kinds] if isinstance(kinds, str) else list(kinds or ())
-    return ["DERIVED", *(str(v) for v in values[1:])] if len(values) > 1 else ["DERIVED", "PRIMARY"]
+    words = [kinds] if isinstance(kinds, str) else list(kinds or ())
+    return ["DERIVED", *(str(w) for w in words[1:])] if len(words) > 1 else ["DERIVED", "PRIMARY"]
 
 
 def _explain(

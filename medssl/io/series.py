@@ -23,6 +23,7 @@ from pydicom.uid import UID
 from medssl.core.errors import InputError, MedsslError, naming, printable
 from medssl.core.geometry import LPS_TO_RAS, Geometry
 from medssl.core.image import Image, Stored
+from medssl.io import values
 from medssl.io.dicom import (
     EXPLICIT_LE,
     NOT_IMAGES,
@@ -692,12 +693,12 @@ def _over_time(places: list[list[Frame]], counts: set[int]) -> tuple[str, list[l
     if len(places) < 2 or len(counts) != 1:
         return "", places
     for k, name in enumerate(TIME_AXES):
-        values = [[frame.times[k] for frame in place] for place in places]
-        if any(v is None for row in values for v in row):
+        table = [[frame.times[k] for frame in place] for place in places]
+        if any(v is None for row in table for v in row):
             continue
-        if any(len(set(row)) < len(row) for row in values):
+        if any(len(set(row)) < len(row) for row in table):
             continue
-        if name in SAME_EVERYWHERE and len({frozenset(row) for row in values}) > 1:
+        if name in SAME_EVERYWHERE and len({frozenset(row) for row in table}) > 1:
             continue
         return name, [sorted(place, key=_by_time(k)) for place in places]
     return "", places
@@ -778,7 +779,7 @@ def _read(
                 opened = frame.source, _reopen(entry, limits)
             stored, sentences = decode(opened[1], frame.index, limits)
             found.add(sentences)
-            array[k] = stored.astype(np.float64) * frame.slope + frame.intercept
+            array[k] = values.decode(stored, frame.slope, frame.intercept)
             if not np.isfinite(array[k]).all():
                 raise InputError("its rescaled values overflow", "export the images again")
         if entry.padding is not None:

@@ -93,3 +93,11 @@ def test_words_that_disagree_are_refused(series, tmp_path):
     with pytest.raises(UsageError, match="DICOM cannot hold float32"):
         write(tmp_path / "out", series, dtype="float32")
     assert not (tmp_path / "out").exists()
+
+
+def test_changed_voxels_are_written_without_naming_the_source(series, tmp_path):
+    """The stored numbers of the source come back only where nothing changed."""
+    changed = series.data.copy()
+    changed[..., 2] += 7
+    write(tmp_path / "out", series.with_data(changed))
+    assert np.array_equal(read(tmp_path / "out").data, changed)
