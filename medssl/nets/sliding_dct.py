@@ -14,21 +14,17 @@ matrix product does the rest. Windows are visited in chunks that stay in the cac
 
 import functools
 import math
-import threading
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn.functional import hardshrink
 
+from medssl.nets.workers import each
+
 CHUNK = {"cpu": 1 << 19, "cuda": 1 << 25}
 """Coefficients that are worked on at a time: 2 MB on a CPU core, 128 MB on a GPU."""
-MOST_THREADS = 16
-"""Chunks worked on at once, each with some 10 MB."""
-_ALONE = threading.Lock()
 LEAST_SIGMA = 1e-9
 """Smallest local noise, in image units; below it a window passes unchanged."""
 LEAST_COEFFICIENT_SIGMA = 1e-3
@@ -102,7 +98,7 @@ def sliding_dct(
 
 
 @functools.cache
-def _cosines(n: int) -> Tensor:
+def cosines(n: int) -> Tensor:
     """(n, n) float64 orthonormal DCT-II, one basis function per row."""
     k = torch.arange(n, dtype=torch.float64)
     rows = torch.cos(math.pi / n * (k[None] + 0.5) * k[:, None]) * math.sqrt(2 / n)
@@ -212,9 +208,9 @@ class _Windows:
     ) -> None:
         self.axes = axes
         b0, b1, b2 = (axis.block for axis in axes)
-        self.outer = _cosines(b0).to(like) / level
-        self.back = _cosines(b0).T.to(like) * level
-        self.inner = torch.kron(_cosines(b1), _cosines(b2)).to(like)
+        self.outer = cosines(b0).to(like) / level
+        self.back = cosines(b0).T.to(like) * level
+        self.inner = torch.kron(cosines(b1), cosines(b2)).to(like)
         self.shape: Tensor | None = None
         self.power = torch.full((1, b0 * b1 * b2), level**2).to(like)
         if shape is not None:
@@ -294,45 +290,11 @@ def _average(
             weight /= noise.square()
         return part, *windows.adjoint(c, weight)
 
-    def add(part: _Part, value: Tensor, weight: Tensor) -> None:
+    def add(piece: tuple[_Part, Tensor, Tensor]) -> None:
+        part, value, weight = piece
         values[part.box] += value
         weights[part.box] += weight
 
-    parts = _parts(windows.axes, CHUNK[noisy.device.type])
-    if noisy.device.type == "cpu":
-        _each_on_one_core(filtered, parts, add)
-    else:
-        for part in parts:
-            add(*filtered(part))
+    each(filtered, _parts(windows.axes, CHUNK[noisy.device.type]), add, noisy.device)
     values /= weights
     return values[tuple(slice(a.pad, a.pad + a.size) for a in windows.axes)]
-
-
-def _each_on_one_core(
-    work: Callable[[_Part], tuple[_Part, Tensor, Tensor]],
-    parts: Iterable[_Part],
-    add: Callable[[_Part, Tensor, Tensor], None],
-) -> None:
-    """Work on parts side by side, each on one core, and add them up in their order.
-
-    Hundreds of short operations that each wait for all cores crawl on a busy machine, so torch's
-    own threads rest meanwhile. The order of sums, hence every bit, is the same for any number.
-    """
-    with _ALONE:
-        n_threads = torch.get_num_threads()
-        torch.set_num_threads(1)
-        try:
-            if n_threads == 1:
-                for part in parts:
-                    add(*work(part))
-                return
-            with ThreadPoolExecutor(min(n_threads, MOST_THREADS)) as pool:
-                waiting: deque[Future[tuple[_Part, Tensor, Tensor]]] = deque()
-                for part in parts:
-                    waiting.append(pool.submit(work, part))
-                    if len(waiting) > 2 * n_threads:
-                        add(*waiting.popleft().result())
-                while waiting:
-                    add(*waiting.popleft().result())
-        finally:
-            torch.set_num_threads(n_threads)
