@@ -1,5 +1,6 @@
 """The contract between a paper's file and the engine that runs it."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -9,6 +10,10 @@ from medssl.core.batch import Noisy
 
 Domain = Literal["stabilised", "unit"]
 """What a restorer sees: unit noise variance, or intensities scaled to about [0, 1]."""
+
+Trust = Callable[[Tensor], tuple[Tensor, Tensor]]
+"""From a restored image (*spatial) to the variance of the noise that was on it and a weight, 0 or
+more, of the voxels where that can be believed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +51,15 @@ class Restorer(Method):
     def restore(self, batch: Noisy) -> Tensor:
         """Clean images (B, C, *spatial), of the shape of `batch.image`."""
         raise NotImplementedError
+
+    def settle(self, batches: Sequence[Noisy], trust: Trust) -> None:
+        """Fix what follows from the scan as a whole, before its tiles are restored.
+
+        Args:
+            batches: Parts of the scan, one image each.
+            trust: What is known of their noise.
+        """
+        del batches, trust
 
     def halo(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """How far, in voxels per axis, an input voxel can influence the output."""

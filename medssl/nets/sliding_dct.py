@@ -40,6 +40,7 @@ def sliding_dct(
     sigma: Tensor | None = None,
     coefficient_sigma: Tensor | None = None,
     wiener: bool = True,
+    pilot: Tensor | None = None,
 ) -> Tensor:
     """Filter an image by its sliding cosine spectrum; not differentiable.
 
@@ -56,6 +57,7 @@ def sliding_dct(
             of each window; None means 1.
         coefficient_sigma: (*block) noise of each coefficient relative to `sigma`; None means white.
         wiener: Whether pass 2 follows pass 1.
+        pilot: (*spatial) estimate of the clean image for pass 2; None takes that of pass 1.
 
     Returns:
         (*spatial), the filtered image.
@@ -79,6 +81,7 @@ def sliding_dct(
             sigma=sigma if sigma is None or sigma.ndim == 0 else sigma[None],
             coefficient_sigma=None if coefficient_sigma is None else coefficient_sigma[None],
             wiener=wiener,
+            pilot=None if pilot is None else pilot[None],
         )
         return result[0]
     # Long rows make long inner loops; a block of 1 in the middle costs nothing.
@@ -91,7 +94,10 @@ def sliding_dct(
     shape = None if coefficient_sigma is None else coefficient_sigma.detach().permute(order)
     windows = _Windows((axes[0], axes[1], axes[2]), level, shape, image)
     with torch.no_grad():
-        result = _average(noisy, None, local, hard, windows)
+        if pilot is None:
+            result = _average(noisy, None, local, hard, windows)
+        else:
+            result = pilot.detach().permute(order)
         if wiener:
             result = _average(noisy, result, local, hard, windows)
     return result.permute([order.index(k) for k in range(3)]).contiguous()

@@ -16,6 +16,8 @@ from torch import Tensor
 
 EPSILON = 0.05
 """Step of the probe in standard deviations of the noise."""
+RIDGE = 1e-3
+"""Noise variances; combinations that change the first estimate by less are mostly chance."""
 CELL = 4
 """Voxels per axis summed before the spread is taken: neighbours within a window are dependent."""
 
@@ -74,3 +76,70 @@ def _summed(x: Tensor) -> Tensor:
         wide.narrow(axis, 0, n).copy_(x)
         x = wide.unflatten(axis, (-1, CELL)).sum(axis + 1)
     return x
+
+
+def let_weights(
+    candidates: Tensor,
+    noisy: Tensor,
+    slopes: Tensor,
+    variance: Tensor,
+    weight: Tensor,
+) -> Tensor:
+    r"""The weights of several estimates whose sum has the least estimated error.
+
+    With deviations :math:`d_k = F_k - F_1` from the first estimate the estimated error of
+    :math:`F_1 + \sum_k a_k d_k` is quadratic in a, and its minimum solves
+
+    .. math:: \big(\langle d_k d_l \rangle + \rho\,\delta_{kl}\big)\, a_l = \langle d_k (z - F_1)
+              - v\, \mathrm{div}\, d_k \rangle .
+
+    :math:`\rho` holds on to the first estimate where the others hardly differ from it, since
+    there the estimate of the divergences is mostly chance. The noisy image itself may be a
+    candidate; its weight is kept from being negative, which would mean that the noise level is
+    too high.
+
+    Args:
+        candidates: (k, *spatial) estimates, the first the one to fall back on, the last the noisy
+            image itself.
+        noisy: (*spatial) z.
+        slopes: (k, *spatial) probe times change of each estimate per unit of the probe, see `sure`.
+        variance: Noise variance, broadcastable to `noisy`; 1 is the unit of `RIDGE`.
+        weight: (*spatial) non-negative, where the error matters.
+
+    Returns:
+        (k,) float64 weights of sum 1; (1, 0, ...) where the combination is not better by more than
+        its standard error.
+
+    Reference: Luisier, Blu, Unser. A New SURE Approach to Image Denoising: Interscale Orthonormal
+    Wavelet Thresholding. IEEE TIP 2007 (linear expansion of thresholds).
+    """
+    count = weight.double().sum()
+    w = weight.double() / count
+    first = candidates[0].double()
+    away = candidates[1:].double() - first
+    slope = slopes.double()
+    gain = (noisy.double() - first) * away - variance.double() * (slope[1:] - slope[0])
+    axes = tuple(range(1, away.ndim))
+    right = (w * gain).sum(axes)
+    flat = away.flatten(1)
+    left = (w.flatten() * flat) @ flat.T
+    kept = torch.arange(len(left), device=left.device)
+    found = _ridge_solution(left, right)
+    if found[-1] < 0:
+        kept = kept[:-1]
+        found = _ridge_solution(left[:-1, :-1], right[:-1])
+    term = torch.tensordot(found, 2 * gain[kept], 1) - (
+        torch.tensordot(found, away[kept], 1).square()
+    )
+    mean = float((w * term).sum())
+    error = float(_summed(w * (term - mean)).square().sum()) ** 0.5
+    weights = torch.zeros(len(candidates), dtype=torch.float64, device=left.device)
+    if mean > error:
+        weights[1 + kept] = found
+    weights[0] = 1 - weights.sum()
+    return weights
+
+
+def _ridge_solution(left: Tensor, right: Tensor) -> Tensor:
+    ridge = RIDGE * torch.eye(len(left), dtype=left.dtype, device=left.device)
+    return torch.linalg.solve(left + ridge, right)
