@@ -147,7 +147,7 @@ def restore(
             _fit(ready, scale, choice.recipe.train, run.seed, progress)
     with run.stage("predict"):
         device = torch.device(ready.plan.device)
-        expected = predict(scale, image, device, run.seed)
+        expected = predict(scale, image, device, run.seed, choice.strength)
     run.qc["predicted"] = expected.as_dict()
     if expected.doubt is not None and choice.named:
         run.warn(f"{expected.doubt}; compare with --method auto")
