@@ -31,6 +31,14 @@ class To(StrEnum):
     dicom_classic = "dicom-classic"
 
 
+class Quality(StrEnum):
+    """How much time a scan is worth."""
+
+    fast = "fast"
+    standard = "standard"
+    high = "high"
+
+
 class Dtype(StrEnum):
     """How voxels are stored in the output."""
 

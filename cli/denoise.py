@@ -15,6 +15,7 @@ from ._options import (
     Law,
     Memory,
     Overwrite,
+    Quality,
     Quiet,
     Scan,
     Series,
@@ -30,6 +31,9 @@ def denoise(
     out: Annotated[Path | None, typer.Argument(metavar="[OUT]", help="Default: beside IN.")] = None,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="The same as OUT.")] = None,
     method: Annotated[str, typer.Option(help="auto, or a name from `medssl methods`.")] = "auto",
+    quality: Annotated[
+        Quality | None, typer.Option(help="How much time it is worth; default: standard.")
+    ] = None,
     sigma: Annotated[str, typer.Option(help="Noise in image units (HU for CT), or auto.")] = "auto",
     noise: Annotated[Law, typer.Option(help="Noise law.")] = Law.auto,
     strength: Annotated[
@@ -78,6 +82,7 @@ def denoise(
             scan,
             out or output,
             method=method,
+            quality=None if quality is None else quality.value,
             sigma=sigma,
             noise=noise.value,
             strength=strength,

@@ -17,7 +17,7 @@ from medssl.core.errors import InputError, UsageError, naming
 from medssl.core.image import Image, Stored
 from medssl.core.run import Run, plain
 from medssl.engine import estimate
-from medssl.engine.choose import Choice
+from medssl.engine.choose import Choice, Quality
 from medssl.engine.device import machine
 from medssl.engine.restore import Prepared, Progress, Request, prepare, restore
 from medssl.io import atomic, sidecar
@@ -65,6 +65,7 @@ def denoise(
     out: str | Path | None = None,
     *,
     method: str = "auto",
+    quality: Quality | None = None,
     sigma: float | str = "auto",
     noise: str = "auto",
     strength: float | None = None,
@@ -93,6 +94,8 @@ def denoise(
             DICOM data sets of one series. The same kind comes back.
         out: Where a path's result goes; None means beside it. Other kinds stay in memory.
         method: `auto`, a recipe's name, or a recipe file.
+        quality: How much time the scan is worth where the method is `auto`: `fast`, `standard` (the
+            default) or `high`.
         sigma: Standard deviation of the noise in image units (HU for CT), or `auto`.
         noise: `auto`, `gaussian`, `rician`, `poisson` or `gamma`.
         strength: 0 gives the input back bit for bit, 1 the whole change; None is the recipe's.
@@ -124,7 +127,7 @@ def denoise(
         OutputError: The result cannot be put where it should go.
     """
     words = estimate.asked(noise, sigma)
-    request = Request.of(method, settings or {}, words, strength, seed)
+    request = Request.of(method, settings or {}, words, strength, seed, quality)
     where = machine(device, memory, threads)
     run = Run("denoise", seed=seed)
     tell = progress or _say_nothing

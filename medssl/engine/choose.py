@@ -1,6 +1,7 @@
 """Which method, why, and whether to leave the scan alone."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -10,7 +11,20 @@ from medssl.engine.estimate import MOST_OF_RANGE
 from medssl.method import Facts
 from medssl.physics.noise_level import NoiseEstimate
 
-DEFAULT = "collaborative"
+Quality = Literal["fast", "standard", "high"]
+"""How much time a scan is worth."""
+DEFAULTS: dict[Quality, str] = {
+    "fast": "collaborative_fast",
+    "standard": "collaborative",
+    "high": "collaborative_high",
+}
+"""Recipes by quality."""
+CT_DEFAULTS: dict[Quality, str] = {
+    "fast": "collaborative_fast",
+    "standard": "collaborative_fast",
+    "high": "collaborative_fast",
+}
+"""The same for CT, whose noise has a spectrum."""
 LEAST_CT_LEVEL = 2.0
 """HU; a CT with less noise is left alone."""
 UNSURE_STRENGTH = 0.5
@@ -27,6 +41,16 @@ class Choice:
     why: str
     named: bool
     """The user named the method, so it is not second-guessed."""
+
+
+def default(noise: NoiseEstimate, quality: Quality) -> str:
+    """The recipe for a scan with such noise.
+
+    Args:
+        noise: What was found about the noise.
+        quality: What was asked for.
+    """
+    return DEFAULTS[quality] if noise.spectrum is None else CT_DEFAULTS[quality]
 
 
 def choose(noise: NoiseEstimate, recipe: Recipe, named: bool, strength: float | None) -> Choice:

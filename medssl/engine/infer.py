@@ -1,6 +1,7 @@
 """Tiles through a restorer: stabilise, restore, undo, blend, within a memory plan."""
 
 import dataclasses
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -18,15 +19,27 @@ from medssl.core.random import stream
 from medssl.core.shapes import Tile, tile_size, tiles
 from medssl.engine.device import MIB, Machine
 from medssl.method import Restorer
+from medssl.physics.noise import NonCentralChi, Rician
 from medssl.physics.noise_level import NoiseEstimate
+from medssl.physics.noise_psd import BODY
 from medssl.physics.stabilise import Stabiliser
 
 LEAST_TILE_BYTES = 64 * MIB
 """Tiles may always take this much; below it halos cost more than they save."""
 BYTES_AROUND = 32
 """Each voxel of a tile as read, filled, its noise, stabilised, restored, undone, blended, kept."""
+LONG_HALO = 12
+"""Voxels; methods that look further want larger tiles, or halos cost more than the rest."""
+LARGER = 4
+"""Times the least tile for those."""
 SHARE_OF_VOLUME = 0.5
 """What tiles may take beyond that, as a share of the float32 volume."""
+SIGNAL = 2.0
+"""Magnitudes below so many sigma are background, where noise has another variance."""
+LEAST_SIGNAL = 0.02
+"""Share of the voxels that must carry signal for the background to be left out."""
+SLOPE_STEP = 0.05
+"""Step for the slope of the way back, standard deviations."""
 FILLED = 5
 """Side of the box whose mean replaces a voxel that is not valid, for filtering only."""
 
@@ -71,6 +84,14 @@ class Scaling:
         """Image units in one unit of the restorer's domain, for additive noise."""
         return self.noise.sigma if self.method.domain == "stabilised" else self.high - self.low
 
+    @property
+    def floor(self) -> float:
+        """Image units; what is not brighter is air."""
+        if self.noise.spectrum is not None:
+            return BODY
+        law = self.noise.law
+        return SIGNAL * law.sigma if isinstance(law, Rician | NonCentralChi) else -math.inf
+
     def inward(self, y: Tensor, sigma: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Image and noise standard deviation in the restorer's domain.
 
@@ -91,6 +112,29 @@ class Scaling:
         if self.method.domain == "stabilised":
             return self.stabiliser.inverse(x)
         return x * (self.high - self.low) + self.low
+
+    def trust(self, restored: Tensor) -> tuple[Tensor, Tensor]:
+        """Variance of noise that was of unit level, and how much each voxel matters.
+
+        A voxel matters by the squared slope of the way back to image units; the background of a
+        magnitude, where the law fits least, is left out unless there is hardly anything else.
+
+        Args:
+            restored: (*spatial) in the restorer's domain.
+
+        Returns:
+            Two tensors (*spatial): about 1 in the stabilised domain, 1 in others; 0 or more.
+        """
+        one = torch.ones_like(restored)
+        if self.method.domain != "stabilised":
+            return one, one
+        signal = self.outward(restored)
+        ahead, behind = self.outward(restored + SLOPE_STEP), self.outward(restored - SLOPE_STEP)
+        weight = ((ahead - behind) / (2 * SLOPE_STEP * self.unit)).square()
+        if isinstance(self.noise.law, Rician | NonCentralChi):
+            seen = signal > SIGNAL * self.noise.sigma
+            weight = weight * seen if float(seen.float().mean()) > LEAST_SIGNAL else weight
+        return self.stabiliser.residual_variance(signal), weight
 
 
 def scaling(method: Restorer, image: Image, noise: NoiseEstimate) -> Scaling:
@@ -115,7 +159,8 @@ def plan(method: Restorer, image: Image, machine: Machine) -> Plan:
     halo = tuple(min(h, n) for h, n in zip(method.halo(image.shape), image.shape, strict=True))
     per_voxel = method.bytes_per_voxel() + BYTES_AROUND
     free = machine.free
-    wanted = int(LEAST_TILE_BYTES + SHARE_OF_VOLUME * 4 * np.prod(image.shape, dtype=np.float64))
+    least = LEAST_TILE_BYTES * (LARGER if max(halo) >= LONG_HALO else 1)
+    wanted = int(least + SHARE_OF_VOLUME * 4 * np.prod(image.shape, dtype=np.float64))
     if machine.device.type == "cuda":
         wanted = free // 2
     size = tile_size(image.shape, halo, max(min(wanted, free), 0) // per_voxel)

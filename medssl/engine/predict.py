@@ -29,9 +29,7 @@ from medssl.denoise.collaborative import block_for
 from medssl.engine.infer import Scaling, local_sigma, read_tile
 from medssl.engine.sample import Part, blocks, middle_channel
 from medssl.nets.sliding_dct import sliding_dct
-from medssl.physics.noise import NonCentralChi, Rician
 from medssl.physics.noise_level import NoiseEstimate
-from medssl.physics.noise_psd import BODY
 from medssl.physics.sure import EPSILON, signs
 
 BLOCK = 24**3
@@ -42,12 +40,6 @@ FAST = (16 * BLOCK, 40 * BLOCK)
 """Voxels that the fast filter is run on, twice: at least, at most, a tenth of the scan between."""
 THRESHOLD = 2.8
 """Of the fast filter, in standard deviations."""
-SIGNAL = 2.0
-"""Magnitudes below so many sigma are background, where noise has another variance."""
-LEAST_SIGNAL = 0.02
-"""Share of the voxels that must carry signal for the background to be left out."""
-SLOPE_STEP = 0.05
-"""Step for the slope of the way back, standard deviations."""
 CELL = 4
 """Voxels per axis summed before the spread is taken: neighbours within a window are dependent."""
 MOST_NEGATIVE = 0.15
@@ -149,7 +141,7 @@ def predict(
     def seen(parts: list[Part], restore: Callable[[Noisy], Tensor]) -> "_Seen":
         return _Seen.of([_look(scale, image, channel, p, restore, device, seed) for p in parts])
 
-    floor = _floor(scale)
+    floor = scale.floor
     few = blocks(image, channel, voxels=SLOW, size=BLOCK, floor=floor)
     found = seen(few, scale.method.restore)
     removed, divergence, variance = found.removed, found.divergence, found.variance()
@@ -234,16 +226,9 @@ def _look(
             return restore(batch)[0, 0]
 
     f = restored(z)
-    x = scale.outward(f)
-    variance = torch.ones_like(z) if sigma is None else sigma.square()
-    weight = torch.ones_like(z)
-    if scale.method.domain == "stabilised":
-        variance = variance * scale.stabiliser.residual_variance(x)
-        ahead, behind = scale.outward(f + SLOPE_STEP), scale.outward(f - SLOPE_STEP)
-        weight = ((ahead - behind) / (2 * SLOPE_STEP * scale.unit)).square()
-        if isinstance(scale.noise.law, Rician | NonCentralChi):
-            signal = x > SIGNAL * scale.noise.sigma
-            weight = weight * signal if float(signal.float().mean()) > LEAST_SIGNAL else weight
+    variance, weight = scale.trust(f)
+    if sigma is not None:
+        variance = variance * sigma.square()
     generator = stream(seed, name)
     if scale.noise.spectrum is None:
         probe = signs(z, generator) * variance.sqrt()
@@ -260,14 +245,6 @@ def _cells(terms: Tensor) -> Tensor:
     pool = avg_pool3d if terms.ndim == 4 else avg_pool2d
     cell = [min(CELL, n) for n in terms.shape[1:]]
     return pool(terms[None], cell, ceil_mode=True, divisor_override=1)[0]
-
-
-def _floor(scale: Scaling) -> float:
-    """Image units; what is not brighter is air."""
-    if scale.noise.spectrum is not None:
-        return BODY
-    law = scale.noise.law
-    return SIGNAL * law.sigma if isinstance(law, Rician | NonCentralChi) else -math.inf
 
 
 def _sigma_error(noise: NoiseEstimate) -> float:

@@ -20,6 +20,7 @@ from medssl.engine.build import restorer
 from medssl.engine.device import Machine
 from medssl.engine.fit import fit
 from medssl.engine.predict import predict
+from medssl.engine.settle import settle
 from medssl.metrics.residual import residual
 from medssl.physics.noise_level import NoiseEstimate
 
@@ -32,9 +33,10 @@ SLICES_TO_LEARN_FROM = 4
 class Request:
     """What was asked for, checked."""
 
-    recipe: Recipe
-    named: bool
-    """The user named the method, so it is not second-guessed."""
+    recipe: Recipe | None
+    """None leaves the choice to the noise of the scan."""
+    quality: choose.Quality = "standard"
+    settings: Mapping[str, Any] = field(default_factory=dict)
     noise: estimate.Asked = field(default_factory=estimate.Asked)
     strength: float | None = None
     seed: int = 0
@@ -47,6 +49,7 @@ class Request:
         noise: estimate.Asked,
         strength: float | None,
         seed: int,
+        quality: choose.Quality | None = None,
     ) -> "Request":
         """Check the words before anything is read.
 
@@ -56,16 +59,48 @@ class Request:
             noise: What was said about the noise.
             strength: Share of the change; None means the recipe's.
             seed: Of every random number.
+            quality: How much time a scan is worth, where the method is `auto`.
 
         Raises:
             UsageError: No such recipe, a key it does not have, a strength outside 0 to 1.
         """
         if strength is not None and not 0 <= strength <= 1:
             raise UsageError(f"--strength is {strength:g}", "give 0 (nothing) to 1 (all)")
-        named = method != "auto"
-        recipe = config.load("denoise", method if named else choose.DEFAULT, settings)
-        restorer(recipe)
-        return cls(recipe=recipe, named=named, noise=noise, strength=strength, seed=seed)
+        recipe = None
+        if method != "auto":
+            if quality is not None:
+                raise UsageError(f"--quality goes with --method auto, not {method}", "name one")
+            recipe = config.load("denoise", method, settings)
+            restorer(recipe)
+        elif settings:
+            _check_settings(quality or "standard", settings)
+        return cls(
+            recipe=recipe,
+            quality=quality or "standard",
+            settings=settings,
+            noise=noise,
+            strength=strength,
+            seed=seed,
+        )
+
+    def chosen(self, noise: NoiseEstimate) -> Recipe:
+        """The recipe that was asked for, or the one that suits the noise."""
+        if self.recipe is not None:
+            return self.recipe
+        return config.load("denoise", choose.default(noise, self.quality), self.settings)
+
+
+def _check_settings(quality: choose.Quality, settings: Mapping[str, Any]) -> None:
+    """Refuse keys that no default recipe knows."""
+    errors = []
+    for name in dict.fromkeys((choose.DEFAULTS[quality], choose.CT_DEFAULTS[quality])):
+        try:
+            restorer(config.load("denoise", name, settings))
+        except UsageError as error:
+            errors.append(error)
+        else:
+            return
+    raise errors[0]
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,7 +141,8 @@ def prepare(image: Image, request: Request, machine: Machine, run: Run) -> Prepa
     with run.stage("estimate noise"):
         noise = estimate.estimate(image, request.noise)
     run.warn(*image.warnings, *noise.warnings)
-    choice = choose.choose(noise, request.recipe, request.named, request.strength)
+    named = request.recipe is not None
+    choice = choose.choose(noise, request.chosen(noise), named, request.strength)
     method, settled = restorer(choice.recipe, choose.facts(image, noise))
     plan = infer.plan(method, image, machine)
     declined = choose.reason_to_decline(image, noise)
@@ -145,8 +181,10 @@ def restore(
     if choice.recipe.train is not None:
         with run.stage("fit"):
             _fit(ready, scale, choice.recipe.train, run.seed, progress)
+    device = torch.device(ready.plan.device)
+    with run.stage("settle"):
+        settle(scale, image, device, run.seed)
     with run.stage("predict"):
-        device = torch.device(ready.plan.device)
         expected = predict(scale, image, device, run.seed, choice.strength)
     run.qc["predicted"] = expected.as_dict()
     if expected.doubt is not None and choice.named:

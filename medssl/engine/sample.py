@@ -1,4 +1,4 @@
-"""A few blocks that stand for a whole scan, so that looking closer costs the same for every size."""
+"""A few blocks that stand for a whole scan, so that looking closer costs the same at any size."""
 
 import itertools
 import math
