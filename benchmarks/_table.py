@@ -4,11 +4,18 @@ import argparse
 import json
 import os
 import platform
-from collections.abc import Sequence
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
+import psutil
+
+Result = TypeVar("Result")
+PACKAGES = ("medssl", "torch", "numpy", "scikit-image", "dipy", "antspyx", "bm3d", "bm4d")
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -26,6 +33,40 @@ def arguments(description: str) -> argparse.ArgumentParser:
     return parser
 
 
+@dataclass(frozen=True)
+class Measured(Generic[Result]):
+    """What a call gave and took."""
+
+    result: Result
+    cpu_seconds: float
+    """Of all threads of this process."""
+    peak_mb: float
+    """Memory above what the process held before, sampled every 10 ms."""
+
+
+def measure(call: Callable[[], Result]) -> Measured[Result]:
+    """Run something once and measure it."""
+    process = psutil.Process()
+    before = peak = process.memory_info().rss
+    done = threading.Event()
+
+    def watch() -> None:
+        nonlocal peak
+        while not done.wait(0.01):
+            peak = max(peak, process.memory_info().rss)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    start = time.process_time()
+    try:
+        result = call()
+    finally:
+        taken = time.process_time() - start
+        done.set()
+        watcher.join()
+    return Measured(result, taken, (peak - before) / 1e6)
+
+
 def show(
     name: str,
     protocol: str,
@@ -40,7 +81,7 @@ def show(
         "protocol": protocol,
         "notes": list(notes),
         "machine": {"cores": os.cpu_count(), "processor": platform.machine()},
-        "versions": {p: _version(p) for p in ("medssl", "torch", "numpy", "dipy", "scikit-image")},
+        "versions": {p: _version(p) for p in PACKAGES},
         "rows": list(rows),
     }
     RESULTS.mkdir(exist_ok=True)
