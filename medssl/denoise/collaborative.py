@@ -8,9 +8,9 @@ dropped; the result serves as the pilot g of an empirical Wiener pass, and that 
 .. math:: \hat x = \frac{\sum_w \omega_w T_w^{-1} a_w X_w}{\sum_w \omega_w 1_w}, \qquad
           a = \frac{g^2}{g^2 + s^2}, \quad a(0) = 1, \quad \omega = 1 \big/ \sum a^2 s^2 .
 
-With the bank, the last pass is combined with its relatives (sliding windows, the pass before, a
-Wiener pass of sliding windows, guided non-local means, the noisy image) by the weights of least
-estimated error (`medssl.physics.sure.let_weights`).
+With the bank, the last pass is combined with its relatives (stacks of smaller windows, a Wiener
+pass of sliding windows, guided non-local means near and wide, the noisy image) by the weights of
+least estimated error (`medssl.physics.sure.let_weights`).
 
 Departs from the papers: stacks are found on the noisy image first, not on a prefiltered one, which
 groups artefacts; without grouping windows slide by one voxel; only the mean is never shrunk; s
@@ -27,6 +27,7 @@ import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -48,10 +49,20 @@ STACKED_HARD = 2.7
 FLAT_LIMITS = (4.8, 0.6)
 """Largest mean squared difference of stacked windows of a picture in the first pass and later, in
 noise variances: noise alone makes 2. A volume has enough good matches without a limit."""
-MEANS_SEARCH = 2
-"""Reach of non-local means along each axis that windows have, voxels."""
-MEANS_WIDTH = 0.6
-"""Width of non-local means, noise standard deviations."""
+
+
+class Means(NamedTuple):
+    """Non-local means of the bank."""
+
+    search: int
+    """Reach along each axis that windows have, voxels."""
+    patch: int
+    """Reach of a patch, voxels."""
+    width: float
+    """Noise standard deviations."""
+
+
+MEANS = (Means(2, 1, 0.6), Means(4, 1, 0.5))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -252,12 +263,26 @@ def _stacked(
 
 def _bank(z: Tensor, config: Config) -> list[Tensor]:
     """The last pass, its relatives, and the noisy image."""
-    *_, before, last = _stacked(z, None, None, config)
-    reach = tuple(0 if b == 1 else MEANS_SEARCH for b in _tuple(config.block))
-    patch = tuple(min(r, 1) for r in reach)
-    means = nonlocal_means(z, last, search=reach, patch=patch, width=MEANS_WIDTH)
-    again = _sliding(z, None, None, config, (last + means) / 2)
-    return [last, before, _sliding(z, None, None, config), again, means, z]
+    last = _stacked(z, None, None, config)[-1]
+    smaller = _stacked(z, None, None, _smaller(config))[-1]
+    near, wide = (
+        nonlocal_means(
+            z,
+            last,
+            search=tuple(0 if b == 1 else means.search for b in _tuple(config.block)),
+            patch=tuple(0 if b == 1 else means.patch for b in _tuple(config.block)),
+            width=means.width,
+        )
+        for means in MEANS
+    )
+    again = _sliding(z, None, None, config, (last + near) / 2)
+    return [last, smaller, again, near, wide, z]
+
+
+def _smaller(config: Config) -> Config:
+    """The same with windows of three quarters of the side, at every second voxel."""
+    block = tuple(max(3 * b // 4, 1) for b in _tuple(config.block))
+    return replace(config, block=block, step=tuple(min(2, b) for b in block))
 
 
 def _tuple(value: tuple[int, ...] | int | None) -> tuple[int, ...]:
