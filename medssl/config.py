@@ -34,11 +34,24 @@ class Train:
     """Largest learning rate."""
     optimiser: Literal["adam", "adamw"] = "adam"
     weight_decay: float = 0.0
-    schedule: Literal["constant", "cosine", "onecycle"] = "constant"
+    beta_1: float = 0.9
+    """Decay of the mean gradient of Adam."""
+    schedule: Literal["constant", "cosine", "onecycle", "drops"] = "constant"
+    drops: int = 1
+    """How often, evenly spaced, "drops" multiplies the learning rate with `drop`."""
+    drop: float = 0.1
+    clip: float | None = None
+    """Largest norm of the gradient; null does not bound it."""
+    ema: float = 0.0
+    """Decay of the running mean of the weights that is kept in the end; 0 keeps the last ones."""
+    check_every: int | None = None
+    """Steps between looks at a held-back batch, whose best weights are kept; null never looks."""
     crop: int | None = None
-    """Side of the random square crops in voxels; null takes whole slices."""
+    """Side of the random square or cubic crops in voxels; null takes whole slices."""
     batch: int = 1
     """Crops in one step."""
+    slices: int = 4
+    """Slices of a volume, evenly spaced, that a method learns from which sees slices."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -32,9 +32,11 @@ class Noisy:
             means 1 everywhere (stabilised images).
         spectrum: Power spectrum of the noise over frequencies; None means white.
         generator: The one source of chance.
+        progress: Share of the training that is done, 0 to 1.
     """
 
     image: Tensor
     sigma: Tensor | None = None
     spectrum: Spectrum | None = None
     generator: torch.Generator | None = None
+    progress: float = 0.0

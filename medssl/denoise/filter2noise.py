@@ -24,7 +24,7 @@ Single-Image Denoising for Low-Dose CT with Attention-Guided Bilateral Filtering
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +34,7 @@ from medssl.core.batch import Noisy
 from medssl.core.errors import InputError
 from medssl.method import Domain, Restorer
 from medssl.nets.bilateral import bilateral, reflected
+from medssl.nets.slices import as_batch, as_volume
 from medssl.nets.subsample import diagonal_pair, swap_most_similar
 
 LEAST_SIGMA = 1e-6
@@ -76,7 +77,7 @@ class Config:
 class Filter2Noise(Restorer):
     """A chain f of bilateral filters."""
 
-    domain: ClassVar[Domain] = "unit"
+    domain: Domain = "unit"
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -138,13 +139,13 @@ class Filter2Noise(Restorer):
         given = None
         if sigma_maps is not None:
             deep = sigma_maps.expand(*sigma_maps.shape[:-1], depth)
-            given = [_as_batch(stage) for stage in deep.unbind(1)]
-        flat = None if noise is None else _as_batch(noise)
-        clean, maps = self._filter(_as_batch(image), flat, given)
-        clean = _as_volume(clean, depth)
+            given = [as_batch(stage) for stage in deep.unbind(1)]
+        flat = None if noise is None else as_batch(noise)
+        clean, maps = self._filter(as_batch(image), flat, given)
+        clean = as_volume(clean, depth)
         if sigma_maps is not None:
             return clean, sigma_maps
-        return clean, torch.stack([_as_volume(m, depth) for m in maps], dim=1)
+        return clean, torch.stack([as_volume(m, depth) for m in maps], dim=1)
 
     def halo(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """Whole slices for attention, else the reach of all stages; nothing across slices."""
@@ -291,13 +292,3 @@ def _edges(image: Tensor) -> Tensor:
     narrow, wide = (torch.exp(-square / (2 * s**2)) for s in (9, 10))
     kernel = narrow / narrow.sum() - wide / wide.sum()
     return conv2d(image, kernel[None, None], padding=3)
-
-
-def _as_batch(volume: Tensor) -> Tensor:
-    """(B, C, x, y, z) to (B z, C, x, y)."""
-    return volume.movedim(-1, 1).flatten(0, 1)
-
-
-def _as_volume(slices: Tensor, depth: int) -> Tensor:
-    """(B z, C, x, y) to (B, C, x, y, z)."""
-    return slices.unflatten(0, (-1, depth)).movedim(1, -1)
