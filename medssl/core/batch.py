@@ -40,3 +40,8 @@ class Noisy:
     spectrum: Spectrum | None = None
     generator: torch.Generator | None = None
     progress: float = 0.0
+
+    @property
+    def level(self) -> Tensor | float:
+        """The standard deviation of the noise, broadcastable to the image; 1 where it is."""
+        return 1.0 if self.sigma is None else self.sigma

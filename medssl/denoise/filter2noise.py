@@ -33,7 +33,8 @@ from torch.nn.functional import avg_pool2d, conv2d, scaled_dot_product_attention
 from medssl.core.batch import Noisy
 from medssl.core.errors import InputError
 from medssl.method import Domain, Restorer
-from medssl.nets.bilateral import bilateral, reflected
+from medssl.nets.bilateral import bilateral
+from medssl.nets.borders import extended
 from medssl.nets.slices import as_batch, as_volume
 from medssl.nets.subsample import diagonal_pair, swap_most_similar
 
@@ -87,12 +88,12 @@ class Filter2Noise(Restorer):
 
     def loss(self, batch: Noisy) -> dict[str, Tensor]:
         """The terms of L on images (B, 1, x, y), means over pixels."""
-        y, noise = _extended(batch.image, MULTIPLE), self._strength(batch)
+        y, noise = extended(batch.image, MULTIPLE), self._strength(batch)
         g1, g2 = diagonal_pair(y)
         halves = torch.cat([swap_most_similar(g1), swap_most_similar(g2)])
         half_noise = None
         if noise is not None:
-            noise = _extended(noise, MULTIPLE)
+            noise = extended(noise, MULTIPLE)
             half_noise = avg_pool2d(noise, 2).repeat(2, 1, 1, 1)
         d1, d2 = self._filter(halves, half_noise)[0].chunk(2)
         h = self._filter(y, noise)[0]
@@ -228,7 +229,7 @@ class _Attention(nn.Module):
         """Images (B, 1, x, y) to widths (B, 3, patches x, patches y)."""
         del noise
         p = self.config.patch
-        whole = _extended(image, p)
+        whole = extended(image, p)
         grid = [n // p for n in whole.shape[2:]]
         patches = whole.reshape(-1, grid[0], p, grid[1], p).permute(0, 1, 3, 4, 2)
         f = patches.reshape(len(image), grid[0] * grid[1], p * p)
@@ -273,16 +274,6 @@ def _spread(widths: Tensor, image: Tensor, patch: int) -> Tensor:
             index = torch.arange(n, device=image.device) // patch
             widths = widths.index_select(axis, index)
     return widths
-
-
-def _extended(image: Tensor, multiple: int) -> Tensor:
-    """Images whose last two axes are reflected to a multiple."""
-    for axis in (-2, -1):
-        n = image.shape[axis]
-        if n % multiple:
-            stop = -(-n // multiple) * multiple
-            image = image.index_select(axis, reflected(n, 0, stop, image.device))
-    return image
 
 
 def _edges(image: Tensor) -> Tensor:
