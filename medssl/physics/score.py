@@ -274,7 +274,8 @@ def law_by_paper(noisy: Tensor, score: Score, generator: torch.Generator) -> Law
     y, y_e, s, s_e = (t[usable].double() for t in (noisy, other, s, s_other))
     a, b, w = (y_e / y).log(), 2 * y * s, 2 * (y_e * s_e - y * s)
     root = ((b + 2).square() - 4 * w / a).clamp_min(0).sqrt()
-    powers = (2 - b + root) / 2
+    roots = torch.stack([(2 - b + root) / 2, (2 - b - root) / 2])
+    powers = roots.gather(0, (roots - 1).abs().argmin(0, keepdim=True))[0]  # nearest to 0 to 2
     kept = powers[((w / (b + 2.5)).abs() <= 1e-6) & powers.isfinite()]
     power = float(kept.mean()) if len(kept) else math.nan
     family: Family = "gaussian" if not power >= 0.9 else "poisson" if power < 1.9 else "gamma"
