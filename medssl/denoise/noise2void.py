@@ -32,7 +32,8 @@ from medssl.core.errors import UsageError
 from medssl.core.random import stream
 from medssl.method import Facts, Restorer
 from medssl.nets import chain
-from medssl.nets.slices import as_batch, as_volume
+from medssl.nets.borders import neighbour_mean
+from medssl.nets.slices import as_batch, as_volume, on_axes
 
 CORRELATED = 0.1
 """Lag-1 correlation from which an axis is masked along."""
@@ -53,8 +54,8 @@ class Config:
     which noise is correlated and 0 elsewhere."""
     combine: bool = False
     """Bring the voxel itself back by Bayes' rule; several passes of the net."""
-    net: chain.Config = field(default_factory=lambda: chain.Config(detail=True))
-    """f."""
+    net: chain.Config = field(default_factory=lambda: chain.Config(zero_last=True, detail=True))
+    """Predicts what f adds to the mean of the neighbours."""
     n_axes: Literal[2, 3] | None = None
     """2 looks at slices, 3 at volumes; null follows the scan."""
 
@@ -103,7 +104,7 @@ class Noise2Void(Restorer):
         centres = chance < max(self.config.share, 1 / y[0].numel())
         centres.view(-1)[chance.argmin()] = True
         masked = self._lines(centres)
-        out = self.net(self._replaced(y, masked, batch.generator))
+        out = self._f(self._replaced(y, masked, batch.generator))
         error = (out[:, :1] - y).square()[centres]
         if not self.config.combine:
             return {"blind": error.mean()}
@@ -115,7 +116,7 @@ class Noise2Void(Restorer):
         """Clean images (B, 1, *spatial)."""
         y = batch.image / batch.level
         if not self.config.combine:
-            return self.net(y) * batch.level
+            return on_axes(self.n_axes, self._f, y) * batch.level
         if y.ndim == 5 and self.n_axes == 2:
             return as_volume(self._combined(as_batch(y)), y.shape[-1]) * batch.level
         return self._combined(y) * batch.level
@@ -131,6 +132,11 @@ class Noise2Void(Restorer):
     def bytes_per_voxel(self) -> int:
         """That of the net, and the masked copies."""
         return self.net.bytes_per_voxel() + 32
+
+    def _f(self, y: Tensor) -> Tensor:
+        """The mean, and with "combine" what stands for the variance, as a second channel."""
+        out = self.net(y)
+        return torch.cat([out[:, :1] + neighbour_mean(y), out[:, 1:]], 1)
 
     def _lines(self, centres: Tensor) -> Tensor:
         """Masked voxels: the centres and what lies on either side of them."""
@@ -176,7 +182,7 @@ class Noise2Void(Restorer):
                 self._replaced(one, mask, stream(0, f"void/{corner}", y.device))
                 for one, mask in zip(y.split(1), self._lines(centres).split(1), strict=True)
             ]
-            out = self.net(torch.cat(rows))
+            out = self._f(torch.cat(rows))
             v = _variance(out)
             blend = (out[:, :1] + y * v) / (1 + v)
             result[centres] = blend[centres]

@@ -34,10 +34,8 @@ class Config:
 
     lambda_: float = 1.0
     """Weight of the consistency term; the paper has 1."""
-    net: chain.Config = field(
-        default_factory=lambda: chain.Config(depth=3, width=48, last=1, detail=True)
-    )
-    """Predicts the noise y - f(y)."""
+    net: chain.Config = field(default_factory=lambda: chain.Config(depth=3, last=1, detail=True))
+    """Predicts the noise y - f(y); 48 channels for slices as in the paper, 24 for volumes."""
     n_axes: Literal[2, 3] | None = None
     """2 looks at slices, 3 at volumes; null follows the scan."""
 

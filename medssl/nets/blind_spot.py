@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, pad
 
+from medssl.nets.borders import neighbour_mean
 from medssl.nets.slices import on_axes
 
 SIDES = (3, 5)
@@ -30,8 +31,8 @@ class BlindSpot(nn.Module):
     """(B, 1, *spatial) to the same; a volume slice by slice.
 
     A branch is a kernel whose centre can be masked, and residual modules of 3x3 convolutions with a
-    dilation of half its side rounded up, which never lead back to the centre. Borders are zero:
-    mirrored ones would show the pixel itself.
+    dilation of half its side rounded up, which never lead back to the centre; their sum corrects
+    the mean of the neighbours. Borders are zero: mirrored ones would show the pixel itself.
     """
 
     def __init__(self, config: Config) -> None:
@@ -47,7 +48,8 @@ class BlindSpot(nn.Module):
 
         def look(slices: Tensor) -> Tensor:
             x = torch.relu(self.first(slices))
-            return self.head(torch.cat([branch(x, blind) for branch in self.branches], 1))
+            seen = torch.cat([branch(x, blind) for branch in self.branches], 1)
+            return neighbour_mean(slices) + self.head(seen)
 
         return on_axes(2, look, image)
 

@@ -31,11 +31,11 @@ def test_the_halves_carry_independent_noise(plane):
     assert list(g_1.shape[2:]) == halves
 
 
-@pytest.mark.parametrize("shape", [(96, 96), (40, 40, 16)])
+@pytest.mark.parametrize("shape", [(96, 96), pytest.param((48, 48, 16), marks=pytest.mark.slow)])
 def test_one_noisy_image_is_enough(shape):
     x = 10 * head(shape)
     y = x + torch.randn(x.shape, generator=stream(0, "noise"))
-    net = chain.Config(depth=3, width=16, last=1, detail=True)
+    net = chain.Config(depth=3, width=24, last=1, detail=True)
     method = build(net=net, n_axes=len(shape))
     train = Train(steps=150, lr=3e-3, schedule="drops", drops=4, drop=0.5)
     fit(method, crops([y], [None], size=48, count=1, steps=150, seed=0, multiple=2), train)
