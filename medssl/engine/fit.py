@@ -24,6 +24,71 @@ OnStep = Callable[[int, int, dict[str, float]], None]
 """Told the step, how many there are, and the loss terms."""
 
 
+class Fitting:
+    """A method on its way: everything that changes from step to step.
+
+    Args:
+        method: With parameters, which are changed in place.
+        train: Steps, optimiser, schedule.
+        held: Makes the same held-back batch at each call, its chance included; the weights with
+            the lowest loss on it, looked at every `train.check_every` steps, the first ones
+            included, are kept. None, or no `check_every`, keeps the weights of the end.
+    """
+
+    def __init__(
+        self, method: Method, train: Train, held: Callable[[], Noisy] | None = None
+    ) -> None:
+        self.method = method
+        self.train = train
+        self.step = 0
+        """Steps done."""
+        self.parameters = [p for p in method.parameters() if p.requires_grad]
+        self.optimiser = _optimiser(train, self.parameters)
+        self.schedule = _schedule(train, self.optimiser)
+        self.mean = RunningMean(self.parameters, train.ema)
+        self.best = None
+        if held is not None and train.check_every:
+            self.best = Best(method, self.parameters, held)
+
+    def advance(self, batch: Noisy) -> dict[str, float]:
+        """One step down the sum of the method's loss terms, which come back with it as `total`.
+
+        Raises:
+            QualityError: The loss is not finite.
+        """
+        terms = self.method.loss(batch)
+        total = torch.stack(list(terms.values())).sum()
+        if not bool(torch.isfinite(total)):
+            raise QualityError(
+                f"the loss became {float(total)} at step {self.step}", "lower train.lr with --set"
+            )
+        self.optimiser.zero_grad(set_to_none=True)
+        total.backward()
+        if self.train.clip is not None:
+            clip_grad_norm_(self.parameters, self.train.clip)
+        self.optimiser.step()
+        self.schedule.step()
+        self.mean.update(self.step)
+        self.step += 1
+        if self.best is not None and self.looks:
+            with self.mean.in_place():
+                self.best.look()
+        return {k: float(v.detach()) for k, v in terms.items()} | {"total": float(total.detach())}
+
+    @property
+    def looks(self) -> bool:
+        """Whether the held-back batch is looked at after the step that was just done."""
+        every = self.train.check_every
+        return self.step == self.train.steps or (every is not None and self.step % every == 0)
+
+    def finish(self) -> None:
+        """The weights to keep become those of the method."""
+        self.mean.keep()
+        if self.best is not None:
+            self.best.keep()
+        self.method.eval()
+
+
 def fit(
     method: Method,
     batches: Iterable[Noisy],
@@ -38,9 +103,7 @@ def fit(
         batches: One for each step.
         train: Steps, optimiser, schedule.
         on_step: Told after each step.
-        held: Makes the same held-back batch at each call, its chance included; the weights with
-            the lowest loss on it, looked at every `train.check_every` steps, the first ones
-            included, are kept. None, or no `check_every`, keeps the weights of the end.
+        held: Makes the held-back batch, see `Fitting`.
 
     Returns:
         The total loss of each step.
@@ -48,68 +111,63 @@ def fit(
     Raises:
         QualityError: The loss is not finite.
     """
-    parameters = [p for p in method.parameters() if p.requires_grad]
-    if not parameters:
+    if not any(p.requires_grad for p in method.parameters()):
         return []
-    optimiser = _optimiser(train, parameters)
-    schedule = _schedule(train, optimiser)
-    mean = _RunningMean(parameters, train.ema)
-    best = _Best(method, parameters, held) if held is not None and train.check_every else None
-    method.train()
+    return go_on(Fitting(method, train, held), batches, on_step)
+
+
+def go_on(fitting: Fitting, batches: Iterable[Noisy], on_step: OnStep | None = None) -> list[float]:
+    """Take the steps that are left, and keep the weights to keep.
+
+    Args:
+        fitting: New, or as a checkpoint left it.
+        batches: One for each step that is left.
+        on_step: Told after each step; what it raises ends the fit between two steps.
+
+    Returns:
+        The total loss of each of these steps.
+
+    Raises:
+        QualityError: The loss is not finite.
+    """
+    steps = fitting.train.steps
+    fitting.method.train()
     totals = []
-    for step, batch in zip(range(train.steps), batches, strict=False):
-        terms = method.loss(batch)
-        total = torch.stack(list(terms.values())).sum()
-        if not bool(torch.isfinite(total)):
-            raise QualityError(
-                f"the loss became {float(total)} at step {step}", "lower train.lr with --set"
-            )
-        optimiser.zero_grad(set_to_none=True)
-        total.backward()
-        if train.clip is not None:
-            clip_grad_norm_(parameters, train.clip)
-        optimiser.step()
-        schedule.step()
-        mean.update(step)
-        totals.append(float(total.detach()))
+    for _, batch in zip(range(fitting.step, steps), batches, strict=False):
+        terms = fitting.advance(batch)
+        totals.append(terms["total"])
         if on_step is not None:
-            on_step(step + 1, train.steps, {k: float(v.detach()) for k, v in terms.items()})
-        if best is not None and train.check_every and (step + 1) % train.check_every == 0:
-            with mean.in_place():
-                best.look()
-    mean.keep()
-    if best is not None:
-        best.look()
-        best.keep()
-    method.eval()
+            on_step(fitting.step, steps, terms)
+    fitting.finish()
     return totals
 
 
-class _RunningMean:
+class RunningMean:
     """Exponential mean of weights; the start counts less and less, however long the decay."""
 
     def __init__(self, parameters: list[torch.nn.Parameter], decay: float) -> None:
         self._parameters = parameters
         self._decay = decay
-        self._mean = [p.detach().clone() for p in parameters] if decay > 0 else []
+        self.weights = [p.detach().clone() for p in parameters] if decay > 0 else []
+        """The mean; nothing where none is kept."""
 
     @torch.no_grad()
     def update(self, step: int) -> None:
         """Take in the weights after a step."""
         decay = min(self._decay, (1 + step) / (10 + step))
-        for mean, p in zip(self._mean, self._parameters, strict=False):
+        for mean, p in zip(self.weights, self._parameters, strict=False):
             mean.lerp_(p, 1 - decay)
 
     @torch.no_grad()
     def keep(self) -> None:
         """The mean becomes the weights."""
-        for mean, p in zip(self._mean, self._parameters, strict=False):
+        for mean, p in zip(self.weights, self._parameters, strict=False):
             p.copy_(mean)
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
         """The mean serves as the weights for a while."""
-        last = _copies(self._parameters) if self._mean else []
+        last = _copies(self._parameters) if self.weights else []
         self.keep()
         yield
         with torch.no_grad():
@@ -117,7 +175,7 @@ class _RunningMean:
                 p.copy_(old)
 
 
-class _Best:
+class Best:
     """The weights with the lowest loss on a held-back batch."""
 
     def __init__(
@@ -127,9 +185,12 @@ class _Best:
         held: Callable[[], Noisy],
     ) -> None:
         self._method, self._parameters, self._held = method, parameters, held
-        self._lowest = float("inf")
-        self._weights: list[Tensor] = []
+        self.last = self.lowest = float("inf")
+        """Loss at the last look, and the lowest at any."""
+        self.weights: list[Tensor] = []
         self.look()
+        self.first = self.last
+        """Loss before the first step."""
 
     @torch.no_grad()
     def look(self) -> None:
@@ -137,13 +198,14 @@ class _Best:
         self._method.eval()
         loss = float(torch.stack(list(self._method.loss(self._held()).values())).sum())
         self._method.train()
-        if loss < self._lowest:
-            self._lowest, self._weights = loss, _copies(self._parameters)
+        self.last = loss
+        if loss < self.lowest:
+            self.lowest, self.weights = loss, _copies(self._parameters)
 
     @torch.no_grad()
     def keep(self) -> None:
         """Go back to the best weights."""
-        for p, best in zip(self._parameters, self._weights, strict=False):
+        for p, best in zip(self._parameters, self.weights, strict=False):
             p.copy_(best)
 
 
