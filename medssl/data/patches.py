@@ -66,10 +66,10 @@ def one(
     for _ in range(count):
         pick = int(torch.randint(len(images), (), generator=generator))
         image, sigma = images[pick], sigmas[pick]
-        window = tuple(_window(n, size, multiple, generator) for n in image.shape)
-        chosen.append(image[window])
+        part = tuple(window(n, size, multiple, generator) for n in image.shape)
+        chosen.append(image[part])
         if sigma is not None:
-            noises.append(sigma[window])
+            noises.append(sigma[part])
     return Noisy(
         torch.stack(chosen)[:, None],
         sigma=torch.stack(noises)[:, None] if noises else None,
@@ -78,7 +78,8 @@ def one(
     )
 
 
-def _window(n: int, size: int | None, multiple: int, generator: torch.Generator) -> slice:
+def window(n: int, size: int | None, multiple: int, generator: torch.Generator) -> slice:
+    """A random part of an axis of n voxels that starts at a multiple; all of it if it is short."""
     if size is None or size >= n:
         return slice(0, n)
     places = (n - size) // multiple + 1
