@@ -5,6 +5,7 @@ import itertools
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from medssl.engine.device import Machine
 from medssl.engine.fit import fit
 from medssl.engine.predict import predict
 from medssl.engine.settle import settle
+from medssl.engine.weights import Trained
 from medssl.metrics.residual import residual
 from medssl.physics.noise_level import NoiseEstimate
 
@@ -47,6 +49,8 @@ class Request:
     noise: estimate.Asked = field(default_factory=estimate.Asked)
     strength: float | None = None
     seed: int = 0
+    weights: Trained | None = None
+    """Of an earlier training, in place of a fit to the scan."""
 
     @classmethod
     def of(
@@ -57,6 +61,7 @@ class Request:
         strength: float | None,
         seed: int,
         quality: choose.Quality | None = None,
+        weights: Path | None = None,
     ) -> "Request":
         """Check the words before anything is read.
 
@@ -67,12 +72,19 @@ class Request:
             strength: Share of the change; None means the recipe's.
             seed: Of every random number.
             quality: How much time a scan is worth, where the method is `auto`.
+            weights: Folder of a training, which brings its own recipe.
 
         Raises:
             UsageError: No such recipe, a key it does not have, a strength outside 0 to 1.
+            WeightsError: Missing or damaged weights.
         """
         if strength is not None and not 0 <= strength <= 1:
             raise UsageError(f"--strength is {strength:g}", "give 0 (nothing) to 1 (all)")
+        if weights is not None:
+            if method != "auto" or quality is not None:
+                raise UsageError("--weights brings its own method", "name one")
+            trained = Trained.load(weights, settings)
+            return cls(recipe=None, noise=noise, strength=strength, seed=seed, weights=trained)
         recipe = None
         if method != "auto":
             if quality is not None:
@@ -92,6 +104,8 @@ class Request:
 
     def chosen(self, noise: NoiseEstimate) -> Recipe:
         """The recipe that was asked for, or the one that suits the noise."""
+        if self.weights is not None:
+            return self.weights.recipe
         if self.recipe is not None:
             return self.recipe
         return config.load("denoise", choose.default(noise, self.quality), self.settings)
@@ -150,7 +164,12 @@ def prepare(image: Image, request: Request, machine: Machine, run: Run) -> Prepa
     run.warn(*image.warnings, *noise.warnings)
     named = request.recipe is not None
     choice = choose.choose(noise, request.chosen(noise), named, request.strength)
-    method, settled = restorer(choice.recipe, choose.facts(image, noise))
+    facts, trained = choose.facts(image, noise), request.weights
+    if trained is None:
+        method, settled = restorer(choice.recipe, facts)
+    else:
+        method, settled = trained.build()
+        choice = dataclasses.replace(choice, why=f"weights of {trained.seen.learnt} other scans")
     plan = infer.plan(method, image, machine)
     declined = choose.reason_to_decline(image, noise)
     run.method, run.why = choice.recipe.name, choice.why
@@ -167,6 +186,10 @@ def prepare(image: Image, request: Request, machine: Machine, run: Run) -> Prepa
     if declined is not None:
         run.warn(f"left as it is: {declined}")
     scale = infer.scaling(method, image, noise) if declined is None else None
+    if trained is not None:
+        run.recipe["weights"] = trained.as_dict()
+        if scale is not None:
+            run.warn(*trained.check(scale, image.modality, facts))
     return Prepared(image, noise, choice, scale, plan, declined)
 
 
