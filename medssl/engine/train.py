@@ -43,7 +43,9 @@ SHARE_OF_MEMORY = 0.25
 SLOWEST_TURN = 25
 """Steps after which another scan is read at the latest."""
 TEST_CROPS = 16
-"""Crops of patients that are only tested on, in one batch."""
+"""Crops of patients that are only tested on, in one batch, if they are not too large."""
+TEST_VOXELS = 1 << 19
+"""Of these crops together."""
 MOST_LINES = 2000
 """Of `metrics.jsonl`, about."""
 LARGEST_CROP = 256
@@ -171,6 +173,8 @@ def train(
         InterruptedRunError: Stopped, and saved.
         TerminatedRunError: Stopped, and saved.
     """
+    if not found:
+        raise InputError("no scan was found", "give a folder of NIfTI, DICOM, PNG or NPY scans")
     with stopping() as stop:
         journey = _Journey(wanted, folder, machine, progress, stop)
         record: dict[str, Any] = {"wanted": wanted.as_tree(), "phase": "looking"}
@@ -232,9 +236,11 @@ def _looked_at(journey: _Journey, found: Sequence[Found]) -> list[tuple[Found, L
             fact = {"code": refusal.code, "fact": refusal.fact, "remedy": refusal.remedy}
             journal.append(folder.failures, {"id": short(one.id)} | fact)
     if not scans:
-        first = f", the first because: {journey.refused[0][1].fact}" if journey.refused else ""
+        if folder is not None:
+            folder.discard()
         raise InputError(
-            f"none of {len(found)} files can be learnt from{first}",
+            f"none of {len(found)} scans can be learnt from, "
+            f"the first because: {journey.refused[0][1].fact}",
             "give a folder of NIfTI, DICOM, PNG or NPY scans",
         )
     return sorted(scans, key=lambda scan: scan[1].id)
@@ -307,9 +313,10 @@ def _learn(
         train = dataclasses.replace(train, check_every=train.check_every or train.save_every)
     method.to(journey.machine.device)
     noises: dict[str, NoiseEstimate] = {}
+    size = train.crop or LARGEST_CROP
     sampling = Sampling(
         axes=method.crop_axes,
-        size=train.crop or LARGEST_CROP,
+        size=size,
         count=train.batch,
         seed=wanted.seed,
         device=journey.machine.device,
@@ -326,11 +333,12 @@ def _learn(
     try:
         held = None
         if archive.test:
-            some = archive.test[:TEST_CROPS]
+            count = min(TEST_CROPS, max(2, TEST_VOXELS // size**method.crop_axes))
+            some = archive.test[:count]
             held = fixed_batch(
                 map(held_scan, some),
                 [look.shape for _, look in some],
-                dataclasses.replace(sampling, count=TEST_CROPS),
+                dataclasses.replace(sampling, count=count),
             )
         fitting = Fitting(method, train, held)
         _catch_up(journey, folder, fitting, record)

@@ -116,6 +116,12 @@ def make_folder(target: Path) -> None:
         _sync_folder(target.parent)
 
 
+def remove_if_empty(target: Path) -> None:
+    """Remove a folder that holds nothing."""
+    with contextlib.suppress(OSError):
+        target.rmdir()
+
+
 def remove_folder(target: Path) -> None:
     """Remove a folder with all that it holds; what cannot be removed stays."""
     shutil.rmtree(target, ignore_errors=True)

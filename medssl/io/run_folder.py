@@ -101,11 +101,13 @@ class RunFolder:
             OutputError: Not writable, or full.
         """
         atomic.make_folder(self.path)
-        for path in self.files:
-            atomic.remove(path)
-        for step in self.steps():
-            self._drop(step)
+        self._empty()
         self.write_record(record)
+
+    def discard(self) -> None:
+        """Take back what `begin` made; files of others stay."""
+        self._empty()
+        atomic.remove_if_empty(self.path)
 
     def write_record(self, record: Mapping[str, Any]) -> None:
         """Replace `run.json`."""
@@ -155,6 +157,12 @@ class RunFolder:
         """Steps of the checkpoints, ascending."""
         names = [p.name.removeprefix(CHECKPOINT) for p in self.path.glob(f"{CHECKPOINT}*")]
         return sorted(int(n) for n in names if n.isdecimal())
+
+    def _empty(self) -> None:
+        for path in self.files:
+            atomic.remove(path)
+        for step in self.steps():
+            self._drop(step)
 
     def _place(self, step: int) -> Path:
         return self.path / f"{CHECKPOINT}{step}"

@@ -195,8 +195,19 @@ def test_a_dry_run_writes_nothing(archive, tmp_path):
 
 def test_nothing_to_learn_from_is_refused(tmp_path):
     save(tmp_path / "data" / "flat.nii.gz", np.ones((16, 16, 8), np.float32))
-    with pytest.raises(InputError, match=r"none of 1 files .* every voxel is 1"):
+    with pytest.raises(InputError, match=r"none of 1 scans .* every voxel is 1"):
         api.train(tmp_path / "data", tmp_path / "run", steps=1, **FAST)
+    assert not (tmp_path / "run").exists()
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="no scan was found"):
+        api.train(tmp_path / "empty", tmp_path / "run", steps=1, **FAST)
+
+
+def test_one_scan_is_enough(tmp_path):
+    save(tmp_path / "data" / "a.nii.gz", scan(0)[0])
+    done = api.train(tmp_path / "data", tmp_path / "run", steps=2, **FAST)
+    assert done.record["seen"]["tested"] == 0
+    assert any("no held-out loss" in w for w in done.warnings)
 
 
 WORDS = {
