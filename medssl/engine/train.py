@@ -181,6 +181,7 @@ def train(
         if folder is not None and resume and folder.begun:
             record = folder.record()
             _refuse_another(record, wanted)
+            folder.tidy()
         elif folder is not None:
             folder.begin(record)
         if record.get("phase") == "complete":

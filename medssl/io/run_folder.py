@@ -104,6 +104,14 @@ class RunFolder:
         self._empty()
         self.write_record(record)
 
+    def tidy(self) -> None:
+        """Remove what a killed run left half written."""
+        for path in atomic.leftovers(self.path):
+            if path.is_dir():
+                atomic.remove_folder(path)
+            else:
+                atomic.remove(path)
+
     def discard(self) -> None:
         """Take back what `begin` made; files of others stay."""
         self._empty()

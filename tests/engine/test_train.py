@@ -350,21 +350,43 @@ def test_patients_are_not_parted():
     assert not parted(scans[:1], 0.5).test
 
 
-def test_sigterm_saves_and_leaves(archive, tmp_path):
-    run = RunFolder(tmp_path / "run")
+def started(archive, run, steps, lines):
+    """A training in a process of its own that has noted some steps."""
     code = "from importlib import import_module; import_module('medssl.cli').main()"
     words = ["train", "--recipe", "filter2noise-scalar", "--data", archive, "-o", run.path]
-    words += ["--steps", 100000, "--threads", 1, "-q"]
+    words += ["--steps", steps, "--threads", 1, "-q", "--resume", "--set", "train.save_every=7"]
     process = subprocess.Popen(
         [sys.executable, "-c", code, *map(str, words)], stderr=subprocess.PIPE, text=True
     )
     deadline = time.monotonic() + 120
-    while len(journal.read(run.metrics)) < 1 and time.monotonic() < deadline:
-        time.sleep(0.1)
+    while len(journal.read(run.metrics)) < lines and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return process
+
+
+def test_sigterm_saves_and_leaves(archive, tmp_path):
+    run = RunFolder(tmp_path / "run")
+    process = started(archive, run, 100000, 1)
     process.terminate()
     _, err = process.communicate(timeout=120)
     assert process.returncode == 143
-    assert err.startswith("error: stopped after step ")
-    (step,) = run.steps()
+    assert err.splitlines()[-1].startswith("error: stopped after step ")
+    step = run.steps()[-1]
     assert run.load(step)[1]["step"] == step
+    assert not list(run.path.glob(".*partial*"))
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_bit_for_bit(archive, tmp_path):
+    words = {"steps": 120, "settings": {"train.save_every": 7}} | FAST
+    whole = api.train(archive, tmp_path / "whole", **words).run
+    run = RunFolder(tmp_path / "run")
+    for lines in (1, 23, 64, 90):
+        process = started(archive, run, 120, lines)
+        process.kill()
+        process.communicate()
+    (run.path / ".checkpoint-1.partial-0").mkdir()
+    api.train(archive, run.path, resume=True, **words)
+    for file in ("weights.safetensors", "metrics.jsonl"):
+        assert (run.path / file).read_bytes() == (whole / file).read_bytes(), file
     assert not list(run.path.glob(".*partial*"))
