@@ -20,8 +20,8 @@ from medssl.engine import estimate
 from medssl.engine.choose import Choice, Quality
 from medssl.engine.device import machine
 from medssl.engine.restore import Prepared, Progress, Request, prepare, restore
-from medssl.engine.train import Wanted
 from medssl.engine.train import train as train_on
+from medssl.engine.wanted import Wanted
 from medssl.engine.weights import Trained as Weights
 from medssl.io import atomic, journal, sidecar
 from medssl.io import memory as in_memory

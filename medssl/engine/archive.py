@@ -67,33 +67,33 @@ class HeldScan:
     """
 
     def __init__(self, image: Image, scale: infer.Scaling) -> None:
-        self._image, self.scale = image, scale
+        self.image, self.scale = image, scale
         self._zeros_are_masked = scale.noise.law.name != "gaussian"
 
     @property
     def n_volumes(self) -> int:
         """Volumes of a series, colours of a picture."""
-        return self._image.data.shape[0]
+        return self.image.data.shape[0]
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Voxels along each spatial axis."""
-        return self._image.shape
+        return self.image.shape
 
     def measured(self, volume: int, part: tuple[slice, ...]) -> float:
         """Share of a part that is neither padding nor masked."""
         at: tuple[Any, ...] = (volume, *part)
-        data = self._image.data[at]
+        data = self.image.data[at]
         known = np.ones(data.shape, np.bool_)
-        if self._image.valid is not None:
-            known &= self._image.valid[at]
+        if self.image.valid is not None:
+            known &= self.image.valid[at]
         if self._zeros_are_masked:
             known &= data != 0
         return float(known.mean())
 
     def crop(self, volume: int, part: tuple[slice, ...]) -> tuple[Tensor, Tensor | None]:
         """(*part) in the domain of the method, and its noise where that is not 1."""
-        y = infer.read_tile(self._image, volume, part)
+        y = infer.read_tile(self.image, volume, part)
         return self.scale.inward(y, infer.local_sigma(self.scale.noise, part))
 
 

@@ -1,14 +1,13 @@
 """One method, many scans: look at each, learn from crops of all, able to stop at any time."""
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from medssl import config
-from medssl.config import Recipe, Train
 from medssl.core.errors import (
     InputError,
     MedsslError,
@@ -19,18 +18,20 @@ from medssl.core.errors import (
 )
 from medssl.core.run import plain, versions
 from medssl.data.pool import Pool, Sampling, batches, fixed_batch
-from medssl.engine import estimate
+from medssl.engine import choose, infer
 from medssl.engine.archive import Archive, HeldScan, Look, groups_of, hold, look_at, parted, short
 from medssl.engine.build import restorer
 from medssl.engine.checkpoint import pack, unpack
 from medssl.engine.device import Machine
 from medssl.engine.fit import Fitting, go_on
+from medssl.engine.predict import predict
 from medssl.engine.stop import Stop, stopping
-from medssl.engine.weights import Seen
+from medssl.engine.wanted import Wanted
+from medssl.engine.weights import Compared, Seen
 from medssl.io import journal, weights
 from medssl.io.folder import Found
 from medssl.io.limits import Limits
-from medssl.io.run_folder import RECORD, RunFolder
+from medssl.io.run_folder import RunFolder
 from medssl.method import Restorer
 from medssl.physics.noise_level import NoiseEstimate
 
@@ -50,66 +51,9 @@ MOST_LINES = 2000
 """Of `metrics.jsonl`, about."""
 LARGEST_CROP = 256
 """Side of the crops, in voxels, where the recipe takes whole slices."""
+COMPARED = 2
+"""Held-out scans that the default method restores too."""
 GO_ON = "go on with --resume"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Wanted:
-    """What is to be trained, checked."""
-
-    recipe: Recipe
-    train: Train
-    noise: estimate.Asked = field(default_factory=estimate.Asked)
-    seed: int = 0
-
-    @classmethod
-    def of(
-        cls, recipe: str, settings: Mapping[str, Any], noise: estimate.Asked, seed: int
-    ) -> "Wanted":
-        """Check the words before anything is read.
-
-        Args:
-            recipe: `denoise/NAME`, `NAME`, or the path of a YAML file.
-            settings: Dotted keys of the recipe with other values.
-            noise: What was said about the noise of all scans.
-            seed: Of every random number.
-
-        Raises:
-            UsageError: No such recipe or key, another task, or nothing to learn.
-        """
-        task, _, name = recipe.partition("/")
-        if name and task in config.TASKS and task != "denoise":
-            raise UsageError(f"{task} recipes cannot be trained", "use denoise/NAME")
-        found = config.load("denoise", name if task == "denoise" and name else recipe, settings)
-        restorer(found)
-        return cls(recipe=found, train=_checked(found), noise=noise, seed=seed)
-
-    @classmethod
-    def recorded(cls, record: Mapping[str, Any]) -> "Wanted":
-        """What the record of a run says was wanted.
-
-        Raises:
-            WeightsError: It is damaged.
-        """
-        try:
-            tree = record["wanted"]
-            recipe = config.recorded(tree["recipe"], {}, RECORD)
-            noise = estimate.asked(str(tree["noise"]), "auto")
-            return cls(recipe=recipe, train=_checked(recipe), noise=noise, seed=int(tree["seed"]))
-        except (KeyError, TypeError, ValueError, UsageError) as error:
-            raise WeightsError(
-                "its run.json is damaged or of another version of medssl", "use --overwrite"
-            ) from error
-
-    def as_tree(self) -> dict[str, Any]:
-        """Plain values for the record."""
-        return plain(
-            {
-                "recipe": config.as_tree(self.recipe, self.recipe.values),
-                "noise": self.noise.law,
-                "seed": self.seed,
-            }
-        )
 
 
 @dataclass(frozen=True)
@@ -180,7 +124,7 @@ def train(
         record: dict[str, Any] = {"wanted": wanted.as_tree(), "phase": "looking"}
         if folder is not None and resume and folder.begun:
             record = folder.record()
-            _refuse_another(record, wanted)
+            wanted.refuse_another(record)
             folder.tidy()
         elif folder is not None:
             folder.begin(record)
@@ -366,10 +310,38 @@ def _learn(
         record["loss"] |= {"held_out": fitting.best.lowest, "held_out_at_first": fitting.best.first}
         if fitting.best.lowest >= fitting.best.first:
             journey.warnings.append("the held-out loss never fell; the weights are those of step 0")
+    compared = _compared(journey, map(held_scan, archive.test[:COMPARED]))
+    if compared is not None:
+        record["compared"] = dataclasses.asdict(compared)
+        journey.warnings += [compared.sentence] if compared.sentence is not None else []
     digest = weights.write(folder.weights, method.state_dict(), overwrite=True)
     record |= {"weights": {"sha256": digest}, "phase": "complete", "complete": True}
     record["warnings"] = journey.warnings
     folder.write_record(record)
+
+
+def _compared(journey: _Journey, scans: Iterable[HeldScan]) -> Compared | None:
+    """The weights beside the default method, where the check favours neither."""
+    own: list[float] = []
+    default: list[float] = []
+    recipe = config.load("denoise", choose.DEFAULT)
+    device, seed = journey.machine.device, journey.wanted.seed
+    for scan in scans:
+        noise = scan.scale.noise
+        if noise.spectrum is None:  # the default method would believe what the check believes
+            journey.tell("compare", len(own), COMPARED)
+            other, _ = restorer(recipe, choose.facts(scan.image, noise))
+            own.append(predict(scan.scale, scan.image, device, seed).error)
+            scale = infer.scaling(other.to(device), scan.image, noise)
+            default.append(predict(scale, scan.image, device, seed).error)
+    if not own:
+        return None
+    return Compared(
+        scans=len(own),
+        default=recipe.name,
+        error=sum(own) / len(own),
+        default_error=sum(default) / len(own),
+    )
 
 
 def _catch_up(
@@ -428,43 +400,3 @@ def _looks(folder: RunFolder) -> dict[str, Look]:
     except UsageError as error:
         raise WeightsError("scans.jsonl is damaged", "start anew with --overwrite") from error
     return {look.id: look for look in looks}
-
-
-def _refuse_another(record: Mapping[str, Any], wanted: Wanted) -> None:
-    """Refuse to go on with a run of something else.
-
-    Raises:
-        UsageError: With the keys that differ.
-    """
-    old, new = (_flat(tree) for tree in (record.get("wanted"), wanted.as_tree()))
-    other = sorted(k for k in old.keys() | new.keys() if old.get(k) != new.get(k))
-    if other:
-        raise UsageError(
-            f"the run was begun with another {', '.join(other[:3])}",
-            "give the same words, or start anew with --overwrite",
-        )
-
-
-def _flat(tree: Any, name: str = "") -> dict[str, Any]:
-    """Dotted keys of nested mappings."""
-    if not isinstance(tree, Mapping):
-        return {name.removeprefix("recipe."): tree}
-    pairs = [_flat(v, f"{name}.{k}" if name else str(k)) for k, v in tree.items()]
-    return {k: v for pair in pairs for k, v in pair.items()}
-
-
-def _checked(recipe: Recipe) -> Train:
-    """How a recipe learns.
-
-    Raises:
-        UsageError: Not at all, or with numbers that cannot be right.
-    """
-    train = recipe.train
-    if train is None:
-        raise UsageError(f"{recipe.name} learns nothing", "`medssl methods` lists what learns")
-    for name, least in (("steps", 1), ("batch", 1), ("save_every", 1)):
-        if getattr(train, name) < least:
-            raise UsageError(f"train.{name} is {getattr(train, name)}", f"give {least} or more")
-    if not 0 <= train.held_out < 1:
-        raise UsageError(f"train.held_out is {train.held_out:g}", "give 0 to less than 1")
-    return train

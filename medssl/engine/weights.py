@@ -68,6 +68,30 @@ class Seen:
         )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Compared:
+    """The weights beside the default method on held-out scans; part of `run.json`."""
+
+    scans: int
+    """Held-out scans that both restored."""
+    default: str
+    """Recipe of the default method."""
+    error: float
+    """Expected error of the weights, in variances of the noise, mean over the scans."""
+    default_error: float
+    """The same of the default method."""
+
+    @property
+    def sentence(self) -> str | None:
+        """What a user should know; None where the weights do better."""
+        if self.error <= self.default_error:
+            return None
+        return (
+            f"{self.default} is expected to do better: on held-out scans it left "
+            f"{self.default_error:.2g} of the noise variance, these weights {self.error:.2g}"
+        )
+
+
 @dataclass(frozen=True)
 class Trained:
     """A recipe with its weights."""
@@ -78,6 +102,8 @@ class Trained:
     tensors: Mapping[str, Tensor]
     sha256: str
     """Of the file of weights."""
+    compared: Compared | None = None
+    """With the default method, where there were held-out scans."""
 
     @classmethod
     def load(cls, path: Path, changes: Mapping[str, Any]) -> "Trained":
@@ -101,6 +127,9 @@ class Trained:
             try:
                 sha256 = str(record["weights"]["sha256"])
                 seen = config.construct(Seen, record["seen"], RECORD)
+                compared = record.get("compared")
+                if compared is not None:
+                    compared = config.construct(Compared, compared, RECORD)
                 recipe = config.recorded(record["recipe"], {}, RECORD)
                 restorer(recipe)
             except (KeyError, TypeError, ValueError, UsageError) as error:
@@ -109,7 +138,7 @@ class Trained:
                 ) from error
             recipe = config.recorded(record["recipe"], changes, RECORD)
             recipe = dataclasses.replace(recipe, train=None)
-            trained = cls(recipe, seen, files.read(folder.weights, sha256), sha256)
+            trained = cls(recipe, seen, files.read(folder.weights, sha256), sha256, compared)
             trained.build()
         return trained
 
@@ -152,6 +181,8 @@ class Trained:
                 "use weights of slices, or --method auto",
             )
         found = []
+        if self.compared is not None and self.compared.sentence is not None:
+            found.append(f"{self.compared.sentence}; compare with --method auto")
         if not _within(scale.level, seen.level):
             low, high = seen.level
             found.append(

@@ -314,6 +314,19 @@ def test_weights_that_harm_are_not_used(run):
     assert any("left as it is: no gain" in w for w in done.record["warnings"])
 
 
+def test_the_default_is_named_where_it_does_better(run):
+    record = json.loads((run / "run.json").read_text())
+    compared = record["compared"]
+    assert (compared["scans"], compared["default"]) == (1, "collaborative")
+    assert 0 < compared["default_error"] < compared["error"] < 1
+    said = api.denoise(scan(0)[0], weights=run, dry_run=True).record["warnings"]
+    assert any(w.startswith("collaborative is expected to do better") for w in said)
+    record["compared"]["error"] = 0.01
+    (run / "run.json").write_text(json.dumps(record))
+    said = api.denoise(scan(0)[0], weights=run, dry_run=True).record["warnings"]
+    assert not any("collaborative" in w for w in said)
+
+
 def test_weights_bring_their_own_method(trained):
     with pytest.raises(UsageError, match="brings its own method"):
         api.denoise(scan(0)[0], weights=trained.run, method="filter2noise")
