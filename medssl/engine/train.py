@@ -25,6 +25,7 @@ from medssl.engine.checkpoint import pack, unpack
 from medssl.engine.device import Machine
 from medssl.engine.fit import Fitting, go_on
 from medssl.engine.predict import predict
+from medssl.engine.settle import settle
 from medssl.engine.stop import Stop, stopping
 from medssl.engine.wanted import Wanted
 from medssl.engine.weights import Compared, Seen
@@ -323,25 +324,24 @@ def _learn(
 def _compared(journey: _Journey, scans: Iterable[HeldScan]) -> Compared | None:
     """The weights beside the default method, where the check favours neither."""
     own: list[float] = []
-    default: list[float] = []
-    recipe = config.load("denoise", choose.DEFAULT)
+    others: list[float] = []
     device, seed = journey.machine.device, journey.wanted.seed
     for scan in scans:
-        noise = scan.scale.noise
-        if noise.spectrum is None:  # the default method would believe what the check believes
-            journey.tell("compare", len(own), COMPARED)
-            other, _ = restorer(recipe, choose.facts(scan.image, noise))
-            own.append(predict(scan.scale, scan.image, device, seed).error)
-            scale = infer.scaling(other.to(device), scan.image, noise)
-            default.append(predict(scale, scan.image, device, seed).error)
+        image, noise = scan.image, scan.scale.noise
+        if noise.spectrum is not None:  # the default would believe what the check believes
+            continue
+        journey.tell("compare", len(own), COMPARED)
+        recipe = config.load("denoise", choose.default(noise, "standard"))
+        default, _ = restorer(recipe, choose.facts(image, noise))
+        for scale, errors in (
+            (scan.scale, own),
+            (infer.scaling(default.to(device), image, noise), others),
+        ):
+            settle(scale, image, device, seed)
+            errors.append(predict(scale, image, device, seed).error)
     if not own:
         return None
-    return Compared(
-        scans=len(own),
-        default=recipe.name,
-        error=sum(own) / len(own),
-        default_error=sum(default) / len(own),
-    )
+    return Compared(scans=len(own), error=sum(own) / len(own), default_error=sum(others) / len(own))
 
 
 def _catch_up(

@@ -74,8 +74,6 @@ class Compared:
 
     scans: int
     """Held-out scans that both restored."""
-    default: str
-    """Recipe of the default method."""
     error: float
     """Expected error of the weights, in variances of the noise, mean over the scans."""
     default_error: float
@@ -87,7 +85,7 @@ class Compared:
         if self.error <= self.default_error:
             return None
         return (
-            f"{self.default} is expected to do better: on held-out scans it left "
+            "the default method is expected to do better: on held-out scans it left "
             f"{self.default_error:.2g} of the noise variance, these weights {self.error:.2g}"
         )
 
@@ -182,7 +180,7 @@ class Trained:
             )
         found = []
         if self.compared is not None and self.compared.sentence is not None:
-            found.append(f"{self.compared.sentence}; compare with --method auto")
+            found.append(f"{self.compared.sentence}; leave --weights out")
         if not _within(scale.level, seen.level):
             low, high = seen.level
             found.append(
