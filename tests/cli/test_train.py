@@ -62,6 +62,7 @@ def test_dry_run_and_json(medssl, tmp_path, data):
 def test_wrong_weights_leave_nothing(medssl, tmp_path, data, nifti, kind):
     run = tmp_path / "run"
     words = ["train", "--recipe", "filter2noise-scalar", "--data", data, "-o", run, "-q"]
+    words += ["--set", "train.held_out=0"]
     assert kind == "missing" or medssl(*words, "--steps", 1)[0] == 0
     rng = np.random.default_rng(0)
     signed = 100 * head((32, 28, 8)).numpy() + rng.normal(0, 8, (32, 28, 8)) - 30

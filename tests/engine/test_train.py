@@ -72,6 +72,12 @@ def run(trained, tmp_path):
     return tmp_path / "run"
 
 
+@pytest.fixture
+def quick(monkeypatch):
+    """No comparison with the default method, which takes a second."""
+    monkeypatch.setattr("medssl.engine.train.COMPARED", 0)
+
+
 def stopping_at(step):
     """Progress that presses Ctrl-C after a step."""
 
@@ -121,7 +127,7 @@ def test_the_weights_improve_each_scan(trained, k):
 
 
 @pytest.mark.parametrize("name", LEARNERS)
-def test_a_stopped_run_goes_on_bit_for_bit(archive, tmp_path, name):
+def test_a_stopped_run_goes_on_bit_for_bit(archive, tmp_path, name, quick):
     words = {
         "recipe": name,
         "steps": 5,
@@ -139,7 +145,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(archive, tmp_path, name):
         assert (run / file).read_bytes() == (whole / file).read_bytes(), file
 
 
-def test_a_look_at_the_scans_can_be_stopped_too(archive, tmp_path):
+def test_a_look_at_the_scans_can_be_stopped_too(archive, tmp_path, quick):
     def tell(stage, done, total):
         if (stage, done) == ("look at scans", 1):
             signal.raise_signal(signal.SIGINT)
@@ -150,7 +156,7 @@ def test_a_look_at_the_scans_can_be_stopped_too(archive, tmp_path):
     assert api.train(archive, tmp_path / "run", steps=2, resume=True, **FAST).record["complete"]
 
 
-def test_a_damaged_checkpoint_gives_way_to_the_one_before(archive, tmp_path, trained, run):
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(archive, tmp_path, trained, run, quick):
     record = json.loads((run / "run.json").read_text())
     (run / "run.json").write_text(json.dumps(record | {"phase": "learning", "complete": False}))
     (run / "weights.safetensors").unlink()
@@ -176,7 +182,7 @@ def test_only_the_same_run_is_resumed(archive, run, tmp_path):
         api.train(less, run, resume=True)
 
 
-def test_nothing_is_overwritten_unasked(archive, run, tmp_path):
+def test_nothing_is_overwritten_unasked(archive, run, tmp_path, quick):
     with pytest.raises(OutputError, match="exists already"):
         api.train(archive, run, steps=1, **FAST)
     with pytest.raises(OutputError, match="inside the input"):
@@ -307,7 +313,7 @@ def test_weights_that_harm_are_not_used(run):
         run / "weights.safetensors", {k: v + 9 for k, v in tensors.items()}, overwrite=True
     )
     (run / "run.json").write_text(json.dumps(record))
-    truth = head((40, 40, 12))
+    truth = head((24, 24, 8))
     noisy = Rician(0.02).sample(truth, torch.Generator().manual_seed(0)).numpy()
     done = api.denoise(noisy, weights=run, noise="rician")
     assert np.array_equal(done.image, noisy)
