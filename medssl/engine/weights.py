@@ -190,8 +190,8 @@ class Trained:
         elif not _within(scale.brightest, seen.brightest):
             low, high = seen.brightest
             found.append(
-                f"its values reach {scale.brightest:.3g} as the weights see them, "
-                f"they know {low:.3g} to {high:.3g}"
+                f"its values reach {scale.brightest:.3g} times the noise, "
+                f"the weights know {low:.3g} to {high:.3g}"
             )
         return found
 
