@@ -4,8 +4,8 @@ import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
-import safetensors.torch
 from safetensors import SafetensorError
+from safetensors.torch import load, save
 from torch import Tensor
 
 from medssl.core.errors import WeightsError
@@ -27,7 +27,7 @@ def write(target: Path, tensors: Mapping[str, Tensor], *, overwrite: bool = Fals
         OutputError: The place is taken, not writable, or full.
     """
     plain = {k: v.detach().to("cpu").contiguous().clone() for k, v in tensors.items()}
-    content = safetensors.torch.save(plain)
+    content = save(plain)
     with atomic.file(target, overwrite=overwrite) as sink:
         sink.write(content)
     return hashlib.sha256(content).hexdigest()
@@ -58,7 +58,7 @@ def read(source: Path, sha256: str | None = None) -> dict[str, Tensor]:
             file=source,
         )
     try:
-        return safetensors.torch.load(content)
+        return load(content)
     except (SafetensorError, ValueError, KeyError) as error:
         raise WeightsError(
             "is no whole safetensors file", "copy it again; pickles are never read", file=source
