@@ -30,7 +30,13 @@ from medssl.physics.phantom import head
 
 SCANNERS = [((44, 40, 12), 0.08, 90.0), ((40, 48, 14), 0.12, 700.0), ((40, 36, 10), 0.1, 4.0)]
 """Shape, noise over the peak, and units of the peak."""
-LEARNERS = [n for n in config.recipes("denoise") if config.load("denoise", n).train is not None]
+QUICK = ("filter2noise_scalar", "noise2score")
+"""Recipes that the default run resumes: without and with a running mean of the weights."""
+LEARNERS = [
+    pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow)
+    for name in config.recipes("denoise")
+    if config.load("denoise", name).train is not None
+]
 FAST = {"recipe": "denoise/filter2noise-scalar", "threads": 1}
 
 
@@ -143,6 +149,21 @@ def test_a_stopped_run_goes_on_bit_for_bit(archive, tmp_path, name, quick):
     api.train(archive, run, resume=True, **words)
     for file in ("weights.safetensors", "metrics.jsonl", "checkpoint-5/checkpoint.safetensors"):
         assert (run / file).read_bytes() == (whole / file).read_bytes(), file
+    done = api.denoise(scan(0)[0], weights=run, noise="rician", dry_run=True)
+    assert done.record["medssl"]["recipe"]["weights"]["sha256"]
+
+
+@pytest.mark.slow
+def test_one_net_serves_all_scanners(archive, tmp_path):
+    run = api.train(archive, tmp_path / "run", "denoise/noise2score", threads=1).run
+    for k in range(3):
+        noisy, clean = scan(k)
+        done = api.denoise(noisy, weights=run, threads=1)
+        where = clean > 0.1 * clean.max()
+        before, after = (((x - clean)[where] ** 2).mean() for x in (noisy, done.image))
+        assert 10 * np.log10(before / after) > 1
+    with pytest.raises(WeightsError, match="that of this scan is gaussian"):
+        api.denoise(scan(0, Gaussian)[0] - 10, weights=run)
 
 
 def test_a_look_at_the_scans_can_be_stopped_too(archive, tmp_path, quick):
