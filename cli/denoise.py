@@ -34,6 +34,9 @@ def denoise(
     quality: Annotated[
         Quality | None, typer.Option(help="How much time it is worth; default: standard.")
     ] = None,
+    weights: Annotated[
+        Path | None, typer.Option(metavar="RUN", help="Folder that `medssl train` wrote.")
+    ] = None,
     sigma: Annotated[str, typer.Option(help="Noise in image units (HU for CT), or auto.")] = "auto",
     noise: Annotated[Law, typer.Option(help="Noise law.")] = Law.auto,
     strength: Annotated[
@@ -83,6 +86,7 @@ def denoise(
             out or output,
             method=method,
             quality=None if quality is None else quality.value,
+            weights=weights,
             sigma=sigma,
             noise=noise.value,
             strength=strength,

@@ -32,9 +32,16 @@ class Noisy:
             means 1 everywhere (stabilised images).
         spectrum: Power spectrum of the noise over frequencies; None means white.
         generator: The one source of chance.
+        progress: Share of the training that is done, 0 to 1.
     """
 
     image: Tensor
     sigma: Tensor | None = None
     spectrum: Spectrum | None = None
     generator: torch.Generator | None = None
+    progress: float = 0.0
+
+    @property
+    def level(self) -> Tensor | float:
+        """The standard deviation of the noise, broadcastable to the image; 1 where it is."""
+        return 1.0 if self.sigma is None else self.sigma

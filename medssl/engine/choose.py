@@ -74,6 +74,7 @@ def facts(image: Image, noise: NoiseEstimate) -> Facts:
         shape=image.shape,
         spacing=image.spacing,
         correlated=noise.spectrum is not None,
+        correlation=noise.correlation,
         independent_slices=getattr(image.origin, "independent_slices", False),
     )
 

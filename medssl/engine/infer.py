@@ -92,6 +92,16 @@ class Scaling:
         law = self.noise.law
         return SIGNAL * law.sigma if isinstance(law, Rician | NonCentralChi) else -math.inf
 
+    @property
+    def level(self) -> float:
+        """The noise as a share of the range of values."""
+        return self.noise.sigma / (self.high - self.low)
+
+    @property
+    def brightest(self) -> float:
+        """The upper end of the range of values in the restorer's domain."""
+        return float(self.inward(torch.full((1,), self.high), None)[0])
+
     def inward(self, y: Tensor, sigma: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Image and noise standard deviation in the restorer's domain.
 

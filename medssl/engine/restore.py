@@ -1,8 +1,11 @@
 """One image through noise estimate, choice, fit and tiles; no file is touched."""
 
 import dataclasses
+import itertools
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,19 +17,25 @@ from medssl.config import Recipe, Train
 from medssl.core.errors import UsageError
 from medssl.core.image import Image
 from medssl.core.run import Run
-from medssl.data.patches import crops
+from medssl.data.patches import HELD, crops, one
 from medssl.engine import choose, estimate, infer
 from medssl.engine.build import restorer
 from medssl.engine.device import Machine
 from medssl.engine.fit import fit
 from medssl.engine.predict import predict
 from medssl.engine.settle import settle
+from medssl.engine.weights import Trained
 from medssl.metrics.residual import residual
 from medssl.physics.noise_level import NoiseEstimate
 
 Progress = Callable[[str, int, int], None]
 """Told the stage, how much is done, and how much there is."""
-SLICES_TO_LEARN_FROM = 4
+VOXELS_TO_LEARN_FROM = 1 << 24
+"""Of a volume, held in memory while a method that sees volumes is fitted: 64 MiB."""
+BLOCK = 96
+"""Side of the blocks that are taken from a larger volume, voxels."""
+HELD_CROPS = 4
+"""Crops in the batch that is looked at and not learnt from."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +49,8 @@ class Request:
     noise: estimate.Asked = field(default_factory=estimate.Asked)
     strength: float | None = None
     seed: int = 0
+    weights: Trained | None = None
+    """Of an earlier training, in place of a fit to the scan."""
 
     @classmethod
     def of(
@@ -50,6 +61,7 @@ class Request:
         strength: float | None,
         seed: int,
         quality: choose.Quality | None = None,
+        weights: Path | None = None,
     ) -> "Request":
         """Check the words before anything is read.
 
@@ -60,12 +72,19 @@ class Request:
             strength: Share of the change; None means the recipe's.
             seed: Of every random number.
             quality: How much time a scan is worth, where the method is `auto`.
+            weights: Folder of a training, which brings its own recipe.
 
         Raises:
             UsageError: No such recipe, a key it does not have, a strength outside 0 to 1.
+            WeightsError: Missing or damaged weights.
         """
         if strength is not None and not 0 <= strength <= 1:
             raise UsageError(f"--strength is {strength:g}", "give 0 (nothing) to 1 (all)")
+        if weights is not None:
+            if method != "auto" or quality is not None:
+                raise UsageError("--weights brings its own method", "name one")
+            trained = Trained.load(weights, settings)
+            return cls(recipe=None, noise=noise, strength=strength, seed=seed, weights=trained)
         recipe = None
         if method != "auto":
             if quality is not None:
@@ -85,6 +104,8 @@ class Request:
 
     def chosen(self, noise: NoiseEstimate) -> Recipe:
         """The recipe that was asked for, or the one that suits the noise."""
+        if self.weights is not None:
+            return self.weights.recipe
         if self.recipe is not None:
             return self.recipe
         return config.load("denoise", choose.default(noise, self.quality), self.settings)
@@ -143,7 +164,12 @@ def prepare(image: Image, request: Request, machine: Machine, run: Run) -> Prepa
     run.warn(*image.warnings, *noise.warnings)
     named = request.recipe is not None
     choice = choose.choose(noise, request.chosen(noise), named, request.strength)
-    method, settled = restorer(choice.recipe, choose.facts(image, noise))
+    facts, trained = choose.facts(image, noise), request.weights
+    if trained is None:
+        method, settled = restorer(choice.recipe, facts)
+    else:
+        method, settled = trained.build()
+        choice = dataclasses.replace(choice, why=f"weights of {trained.seen.learnt} other scans")
     plan = infer.plan(method, image, machine)
     declined = choose.reason_to_decline(image, noise)
     run.method, run.why = choice.recipe.name, choice.why
@@ -160,6 +186,10 @@ def prepare(image: Image, request: Request, machine: Machine, run: Run) -> Prepa
     if declined is not None:
         run.warn(f"left as it is: {declined}")
     scale = infer.scaling(method, image, noise) if declined is None else None
+    if trained is not None:
+        run.recipe["weights"] = trained.as_dict()
+        if scale is not None:
+            run.warn(*trained.check(scale, image.modality, facts))
     return Prepared(image, noise, choice, scale, plan, declined)
 
 
@@ -233,20 +263,51 @@ def facts_of(noise: NoiseEstimate) -> dict[str, Any]:
 def _fit(
     ready: Prepared, scale: infer.Scaling, train: Train, seed: int, progress: Progress
 ) -> None:
-    """Fit the method to a few slices of its own image."""
-    image, device = ready.image, torch.device(ready.plan.device)
-    n = image.shape[2] if len(image.shape) == 3 else 1
-    picks = np.unique(np.linspace(0, n - 1, SLICES_TO_LEARN_FROM + 2).astype(int)[1:-1])
-    slices, sigmas = [], []
-    for k in picks:
-        part = tuple(slice(0, m) for m in image.shape[:2])
-        part += (slice(int(k), int(k) + 1),) if len(image.shape) == 3 else ()
-        y = infer.read_tile(image, 0, part).to(device)
+    """Fit the method to parts of its own image."""
+    device = torch.device(ready.plan.device)
+    volumes = scale.method.crop_axes == 3
+    shape = ready.image.shape
+    images, sigmas = [], []
+    for part in _blocks(shape) if volumes else _slices(shape, train.slices):
+        y = infer.read_tile(ready.image, 0, part).to(device)
         sigma = infer.local_sigma(ready.noise, part)
         u, level = scale.inward(y, None if sigma is None else sigma.to(device))
-        slices.append(u.reshape(u.shape[:2]))
-        sigmas.append(None if level is None else level.expand(u.shape).reshape(u.shape[:2]))
-    batches = crops(
-        slices, sigmas, size=train.crop, count=train.batch, steps=train.steps, seed=seed
+        form = u.shape if volumes else u.shape[:2]
+        images.append(u.reshape(form))
+        sigmas.append(None if level is None else level.expand(u.shape).reshape(form))
+    size, count = train.crop, train.batch
+    batches = crops(images, sigmas, size=size, count=count, steps=train.steps, seed=seed)
+    fit(
+        scale.method,
+        batches,
+        train,
+        lambda step, steps, _: progress("fit", step, steps),
+        held=lambda: one(
+            images, sigmas, size=size, count=HELD_CROPS, seed=seed, step=HELD, progress=1.0
+        ),
     )
-    fit(scale.method, batches, train, lambda step, steps, _: progress("fit", step, steps))
+
+
+def _slices(shape: tuple[int, ...], most: int) -> list[tuple[slice, ...]]:
+    """Slices along the third axis, evenly spaced."""
+    if len(shape) == 2:
+        return [tuple(slice(0, n) for n in shape)]
+    picks = np.unique(np.linspace(0, shape[2] - 1, most + 2).astype(int)[1:-1])
+    return [(slice(0, shape[0]), slice(0, shape[1]), slice(int(k), int(k) + 1)) for k in picks]
+
+
+def _blocks(shape: tuple[int, ...]) -> list[tuple[slice, ...]]:
+    """Blocks of a volume, evenly spaced: all of it if it is not large."""
+    if math.prod(shape) <= VOXELS_TO_LEARN_FROM:
+        return [tuple(slice(0, n) for n in shape)]
+    sides = [min(BLOCK, n) for n in shape]
+    corners = [
+        [(n - side) * k // max(1, -(-n // side) - 1) for k in range(-(-n // side))]
+        for n, side in zip(shape, sides, strict=True)
+    ]
+    every = list(itertools.product(*corners))
+    most = min(len(every), max(1, VOXELS_TO_LEARN_FROM // math.prod(sides)))
+    picks = np.unique(np.linspace(0, len(every) - 1, most).round().astype(int))
+    return [
+        tuple(slice(c, c + side) for c, side in zip(every[k], sides, strict=True)) for k in picks
+    ]
