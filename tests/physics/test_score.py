@@ -43,7 +43,7 @@ def test_gamma_gives_the_harmonic_mean(looks):
 
 
 def test_poisson_gives_the_geometric_mean():
-    """With a gamma prior ln x has mean psi(a + y) - ln(b + 1); the formula holds for many counts."""
+    """With a gamma prior ln x has mean psi(a + y) - ln(b + 1), which many counts reach."""
     a, b = 60.0, 1.0
     counts = torch.linspace(40, 90, 11, dtype=torch.float64)
     score = numeric_score(
