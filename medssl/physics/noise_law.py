@@ -54,6 +54,8 @@ CAP = 9.0
 """Of one group's share in chi^2 where anatomy may have added to it."""
 FLOOR_ERROR = 0.03
 """Relative error of the mean of a slice as far as the noise floor is concerned."""
+CLIPPING = 2.5
+"""Standard deviations from the end of the range within which noise is cut off."""
 COILS = tuple(float(c) for c in np.geomspace(1.25, 32, 15))
 """L tried for magnitudes of several coils."""
 FLOORS = (0.0, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
@@ -98,6 +100,22 @@ class Profile:
     def level_error(self) -> float:
         """Relative standard error of one level for all groups."""
         return float(1 / np.sqrt(self.weight.sum()))
+
+    def away_from(self, clipped: Sequence[float], step: float) -> "Profile":
+        """Without groups whose noise was cut off, unless values are about as coarse as the noise.
+
+        Args:
+            clipped: Values at which the scan ends.
+            step: Distance of stored values.
+        """
+        keep = np.ones(len(self.mean), bool)
+        for value in clipped:
+            near = np.abs(self.mean - value) < CLIPPING * self.spread
+            keep &= ~near | (self.spread < 2 * step)
+        if keep.all() or keep.sum() < len(GROUPS):
+            return self
+        parts = (self.mean, self.spread, self.error, self.texture, self.n_cells)
+        return Profile(*(part[keep] for part in parts))
 
     def curve(self) -> tuple[Floats, Floats]:
         """Mean and log spread of each slice, rising in the mean, for any law."""
@@ -158,7 +176,7 @@ def profile(
         ends = (len(part) * np.array(GROUPS)).astype(int)
         for a, b in zip(ends[:-1], ends[1:], strict=True):
             one = part[a:b]
-            found = (value[one].mean(), _spread(detail[one]), gradient[one].mean(), len(one))
+            found = (np.median(value[one]), _spread(detail[one]), gradient[one].mean(), len(one))
             groups.append(found)
     m, v, g, n = np.array(groups, float).T
     v = np.sqrt(np.maximum(v**2 - rounding, np.maximum(0.1 * rounding, 1e-8 * (v**2).max())))
@@ -234,9 +252,7 @@ def _above(mean: Floats) -> Floats:
     return np.asarray(np.maximum(mean, 1e-6 * np.abs(mean).max()))
 
 
-def _negatives(
-    seen: Profile, fits: dict[LawName, _Fit], negatives: float
-) -> tuple[float, float]:
+def _negatives(seen: Profile, fits: dict[LawName, _Fit], negatives: float) -> tuple[float, float]:
     """Independent negative values that were seen, and that additive noise would give."""
     n = seen.n_cells.sum()
     gaussian = fits.get("gaussian")

@@ -51,6 +51,9 @@ COMMON = 0.02
 """Share of one value from which it is padding or saturation and not measured."""
 CORRELATED = 0.1
 """Lag-1 correlation from which noise is called correlated."""
+CLUMPED = 0.75
+"""Share of neighbours with the same value from which that value is padding."""
+
 Smooth = Callable[[Tensor], Tensor]
 """(*spatial) image of noise variance 1 to the same, denoised."""
 
@@ -115,16 +118,19 @@ def estimate(
     image = image.detach()
     usable = image.isfinite() if valid is None else image.isfinite() & valid
     values = _thinned(image)[_thinned(usable)].float()
-    for value in _not_measured(values):
+    padding, clipped = _not_measured(image, usable, values)
+    for value in (*padding, *clipped):
         usable &= image != value
         values = values[values != value]
     step = _lattice(values)
     axes = _haar_axes(tuple(image.shape), spacing)
+    middle = float(values.median()) if len(values) else 0.0
     blocks = [
-        _Block.of(image[part], usable[part], axes, step, k)
+        _Block.of(image[part], usable[part], axes, step, k, middle)
         for k, part in enumerate(_places(image, usable, signed=bool((values < 0).any())))
     ]
     seen, restored = _seen(blocks, smooth, step) if axes and len(values) else (None, [])
+    seen = None if seen is None else seen.away_from(clipped, step)
     if seen is None:
         missing = "no noise was found: the image is constant, noise-free or already denoised"
         chosen, why = _silent(law, modality, n_coils), "there is nothing to choose by"
@@ -132,9 +138,7 @@ def estimate(
         return NoiseEstimate(chosen, "unsure", why, 0.0, math.inf, nothing, warnings=(missing,))
     verdict, confidence, why, doubts = _choose(law, seen, values, step, modality, n_coils)
     correlation, error = _correlation(blocks, restored)
-    return _report(
-        verdict.law, seen, step, values, confidence, why, doubts, correlation, error
-    )
+    return _report(verdict.law, seen, step, values, confidence, why, doubts, correlation, error)
 
 
 @dataclass(frozen=True)
@@ -147,10 +151,16 @@ class _Block:
 
     @classmethod
     def of(
-        cls, image: Tensor, usable: Tensor, axes: tuple[int, ...], step: float, number: int
+        cls,
+        image: Tensor,
+        usable: Tensor,
+        axes: tuple[int, ...],
+        step: float,
+        number: int,
+        middle: float,
     ) -> "_Block":
         """Stored integers are dithered by one step, so that medians are not counted in steps."""
-        y = image.float().masked_fill(~usable, 0)
+        y = image.float().nan_to_num(middle, middle, middle)
         if step > 0:
             chance = torch.rand(y.shape, generator=stream(0, f"dither/{number}")).to(y)
             y = torch.where(usable, y + step * (chance - 0.5), y)
@@ -210,30 +220,28 @@ def _even(seen: Profile, blocks: list[_Block]) -> tuple[Smooth, Smooth]:
     return lambda y: along(y, nodes, even), lambda z: along(z, even, nodes)
 
 
-def _correlation(
-    blocks: list[_Block], restored: list[Tensor]
-) -> tuple[tuple[float, ...], float]:
+def _correlation(blocks: list[_Block], restored: list[Tensor]) -> tuple[tuple[float, ...], float]:
     """Correlation of neighbours along each axis on the calmest cells, and its standard error.
 
     The detail between next but one voxels along an axis exceeds that between neighbours by
     1 / (1 - rho) in variance, if the correlation ends there.
     """
     axes = blocks[0].axes
-    gradients = [
-        _means(_gradient(clean, axes).square(), axes)[block.cells]
+    calm = [
+        _means(_gradient(clean, axes).square(), axes).masked_fill(~block.cells, torch.inf)
         for block, clean in zip(blocks, restored, strict=True)
     ]
-    gradient = torch.cat(gradients)
+    gradient = torch.cat([g[g.isfinite()] for g in calm])
     limit = gradient.kthvalue(max(1, int(CALM * len(gradient)))).values
     found = [0.0] * blocks[0].image.ndim
     n_least = len(gradient)
     for axis in axes:
         near, wide = [], []
-        for block, clean in zip(blocks, restored, strict=True):
-            calm = block.cells & (_means(_gradient(clean, axes).square(), axes) <= limit)
+        for block, slope in zip(blocks, calm, strict=True):
+            flat_cells = slope <= limit
             flat = _differences(block.image, tuple(a for a in axes if a != axis))
             n = flat.shape[axis]
-            both = calm.narrow(axis, 0, n - 2) & calm.narrow(axis, 1, n - 2)
+            both = flat_cells.narrow(axis, 0, n - 2) & flat_cells.narrow(axis, 1, n - 2)
             near.append((flat.narrow(axis, 0, n - 2) - flat.narrow(axis, 1, n - 2))[both])
             wide.append((flat.narrow(axis, 0, n - 2) - flat.narrow(axis, 2, n - 2))[both])
         close, apart = torch.cat(near).abs(), torch.cat(wide).abs()
@@ -335,14 +343,30 @@ def _thinned(image: Tensor) -> Tensor:
     return image[(slice(None, None, k),) * image.ndim]
 
 
-def _not_measured(values: Tensor) -> list[float]:
-    """Zero in magnitudes, and a common smallest, largest or zero value anywhere."""
+def _not_measured(image: Tensor, usable: Tensor, values: Tensor) -> tuple[list[float], list[float]]:
+    """Values of padding, whose neighbours are alike, and at which a common extreme was clipped.
+
+    Zeros of counts or of coarsely stored magnitudes are alone or few, and are measurements.
+    """
     if not len(values):
-        return []
+        return [], []
     low, high = float(values.min()), float(values.max())
-    share = {v: float((values == v).float().mean()) for v in (low, high, 0.0)}
-    found = [v for v, part in share.items() if part > COMMON]
-    return found if low < 0 or 0.0 in found else [*found, 0.0]
+    padding, clipped = [], []
+    for value in {low, high, 0.0}:
+        if float((values == value).float().mean()) <= COMMON:
+            continue
+        same = (image == value) & usable
+        together = [
+            float((same.narrow(axis, 1, n - 1) & same.narrow(axis, 0, n - 1)).sum())
+            / max(float(same.narrow(axis, 0, n - 1).sum()), 1.0)
+            for axis, n in enumerate(image.shape)
+            if n > 1
+        ]
+        if together and sum(together) / len(together) > CLUMPED:
+            padding.append(value)
+        elif value != 0 or low < 0:
+            clipped.append(value)
+    return padding, clipped
 
 
 def _lattice(values: Tensor) -> float:
