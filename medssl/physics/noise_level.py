@@ -133,7 +133,8 @@ def estimate(
     seen = None if seen is None else seen.away_from(clipped, step)
     if seen is None:
         missing = "no noise was found: the image is constant, noise-free or already denoised"
-        chosen, why = _silent(law, modality, n_coils), "there is nothing to choose by"
+        chosen = _silent(law, modality, n_coils)
+        why = "there is nothing to choose by" if law == "auto" else "it was given"
         nothing = (0.0,) * image.ndim
         return NoiseEstimate(chosen, "unsure", why, 0.0, math.inf, nothing, warnings=(missing,))
     verdict, confidence, why, doubts = _choose(law, seen, values, step, modality, n_coils)
