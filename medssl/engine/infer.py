@@ -101,6 +101,8 @@ class Scaling:
         """
         relative = None if sigma is None else sigma / self.noise.sigma
         if self.method.domain == "stabilised":
+            if relative is not None and self.noise.sigma_map is not None:
+                return self.stabiliser.forward(y / relative), None
             return self.stabiliser.forward(y), relative
         span = self.high - self.low
         level = torch.full((), self.noise.sigma / span) if relative is None else sigma
@@ -239,6 +241,8 @@ def infer(
 
 def local_sigma(noise: NoiseEstimate, part: tuple[slice, ...]) -> Tensor | None:
     """(*part) noise standard deviation in image units; None where one number says it all."""
+    if noise.sigma_map is not None:
+        return noise.sigma_map[part]
     if noise.spectrum is None:
         return None
     return noise.spectrum.local_sigma([s.start for s in part], [s.stop for s in part])
@@ -271,6 +275,8 @@ def _restored(
             )
         )[0, 0]
         x = scale.outward(restored[tile.inner])
+        if scale.method.domain == "stabilised" and scale.noise.sigma_map is not None:
+            x *= (scale.noise.sigma_map[tile.core] / scale.noise.sigma).to(x)
     return x.cpu().numpy()
 
 

@@ -14,6 +14,7 @@ values, a lattice of counts, the floor below which no magnitude has its mean, an
 """
 
 import functools
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -138,7 +139,8 @@ class Verdict:
     """Of the law over the next best; infinite when it was given."""
     rivals: tuple[LawName, ...] = ()
     """Laws that fit nearly as well."""
-    profile: Profile | None = None
+    chi2: float = 0.0
+    """How badly it fits."""
 
 
 def profile(
@@ -174,7 +176,7 @@ def profile(
     for part, _, _ in slices:
         part = part[np.argsort(gradient[part], kind="stable")]
         ends = (len(part) * np.array(GROUPS)).astype(int)
-        for a, b in zip(ends[:-1], ends[1:], strict=True):
+        for a, b in itertools.pairwise(ends):
             one = part[a:b]
             found = (np.median(value[one]), _spread(detail[one]), gradient[one].mean(), len(one))
             groups.append(found)
@@ -193,7 +195,8 @@ def fitted(seen: Profile, name: LawName, n_coils: float | None = None) -> Verdic
         name: The law.
         n_coils: L of the law `chi`; None fits it.
     """
-    return Verdict(_fit(seen, name, n_coils).law, math.inf, (), seen)
+    fit = _fit(seen, name, n_coils)
+    return Verdict(fit.law, math.inf, (), fit.chi2)
 
 
 def judged(
@@ -234,7 +237,7 @@ def judged(
     ranked = sorted(score, key=lambda name: -score[name])
     odds = math.exp(min(score[ranked[0]] - score[ranked[1]], DECISIVE)) if ranked[1:] else math.inf
     rivals = tuple(n for n in ranked[1:] if score[ranked[0]] - score[n] < math.log(SURE))
-    return Verdict(fits[ranked[0]].law, odds, rivals, seen)
+    return Verdict(fits[ranked[0]].law, odds, rivals, fits[ranked[0]].chi2)
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,9 @@ from medssl.physics.noise_law import (
     judged,
     profile,
 )
+from medssl.physics.noise_map import relative_map
 from medssl.physics.noise_psd import NoiseModel
+from medssl.physics.stabilise import Stabiliser
 
 VOXELS = 500_000
 """Voxels looked at in a large scan, in blocks spread evenly."""
@@ -39,6 +41,14 @@ CALM = 0.25
 """Share of the cells, those with the least gradient, on which correlation is measured."""
 FEW = 50
 """Cells below which there is no answer."""
+CALM_SLOPE = 0.1
+"""Squared gradient of the denoised scan, in noise variances, below which a cell is calm."""
+BLURRED_SLOPE = 0.3
+"""The same for the blurred scan, which keeps some noise."""
+ADDITIVE = ("gaussian", "rician", "chi")
+"""Laws whose strength may vary over the scan."""
+EXTRA = 10.0
+"""What a map must take off the misfit of the law."""
 VAGUE = 0.1
 """Relative error of the level from which texture may be counted as noise."""
 BLUR = (0.0089, 0.2206, 0.5410, 0.2206, 0.0089)
@@ -125,9 +135,9 @@ def estimate(
     step = _lattice(values)
     axes = _haar_axes(tuple(image.shape), spacing)
     middle = float(values.median()) if len(values) else 0.0
+    places = _places(image, usable, signed=bool((values < 0).any()))
     blocks = [
-        _Block.of(image[part], usable[part], axes, step, k, middle)
-        for k, part in enumerate(_places(image, usable, signed=bool((values < 0).any())))
+        _Block.of(image[part], usable[part], axes, step, k, middle) for k, part in enumerate(places)
     ]
     seen, restored = _seen(blocks, smooth, step) if axes and len(values) else (None, [])
     seen = None if seen is None else seen.away_from(clipped, step)
@@ -138,8 +148,31 @@ def estimate(
         nothing = (0.0,) * image.ndim
         return NoiseEstimate(chosen, "unsure", why, 0.0, math.inf, nothing, warnings=(missing,))
     verdict, confidence, why, doubts = _choose(law, seen, values, step, modality, n_coils)
+    strength = None
+    if smooth is not None and modality not in ("CT", "PICTURE"):
+        additive = fitted(seen, "gaussian" if values.min() < 0 else "rician").law
+        if isinstance(verdict.law, Gaussian | Rician | NonCentralChi):
+            additive = verdict.law
+        strength = _local_strength(image, usable, additive, blocks, restored, middle)
+    if strength is not None:
+        # Noise that varies over the scan looks like noise that varies with the signal.
+        flat = [
+            replace(block, image=block.image / strength[part])
+            for block, part in zip(blocks, places, strict=True)
+        ]
+        even, clean = _seen(flat, smooth, step)
+        again = None if even is None else _choose(law, even, values, step, modality, n_coils)
+        explained = again is not None and again[0].chi2 + EXTRA < verdict.chi2
+        if even is None or again is None or not explained or again[0].law.name not in ADDITIVE:
+            strength = None
+        else:
+            (verdict, confidence, why, doubts), seen = again, even
+            blocks, restored = flat, clean
     correlation, error = _correlation(blocks, restored)
-    return _report(verdict.law, seen, step, values, confidence, why, doubts, correlation, error)
+    found = _report(verdict.law, seen, step, values, confidence, why, doubts, correlation, error)
+    if strength is None or found.sigma == 0:
+        return found
+    return replace(found, sigma_map=strength * found.sigma)
 
 
 @dataclass(frozen=True)
@@ -252,6 +285,32 @@ def _correlation(blocks: list[_Block], restored: list[Tensor]) -> tuple[tuple[fl
         found[axis] = 1 - float(close.median() / apart.median().clamp_min(1e-30)) ** 2
     share = (2 / 3) ** len(axes)
     return tuple(found), 2 * math.sqrt(2) * MAD_ERROR / math.sqrt(share * n_least)
+
+
+def _local_strength(
+    image: Tensor,
+    usable: Tensor,
+    law: Law,
+    blocks: list[_Block],
+    restored: list[Tensor],
+    middle: float,
+) -> Tensor | None:
+    """(*spatial) strength of the noise relative to its level; None where it is the same.
+
+    A large scan is looked at with a blur, and only if the noise of its sampled blocks varies.
+    """
+    stabiliser, axes = Stabiliser(law), blocks[0].axes
+    share = (2 / 3) ** len(axes)
+
+    def seen(y: Tensor, cells: Tensor, clean: Tensor, most: float) -> Tensor | None:
+        slope = _means(_gradient(stabiliser.forward(clean), axes).square(), axes)
+        detail = _differences(stabiliser.forward(y), axes)
+        return relative_map(detail, cells & (slope < most), tuple(y.shape), share)
+
+    if len(blocks) == 1 and blocks[0].image.shape == image.shape:
+        return seen(blocks[0].image, blocks[0].cells, restored[0], CALM_SLOPE)
+    whole = _Block(image.float().nan_to_num(middle, middle, middle), usable, axes)
+    return seen(whole.image, whole.cells, _blurred(whole.image, axes), BLURRED_SLOPE)
 
 
 def _silent(word: str, modality: str, n_coils: float | None) -> Law:
