@@ -85,6 +85,12 @@ class Scaling:
         return self.noise.sigma if self.method.domain == "stabilised" else self.high - self.low
 
     @property
+    def divided(self) -> bool:
+        """Whether stabilised images were divided by the strength of their noise at each voxel."""
+        mapped = self.noise.sigma_map is not None and self.noise.spectrum is None
+        return mapped and self.method.domain == "stabilised"
+
+    @property
     def floor(self) -> float:
         """Image units; what is not brighter is air."""
         if self.noise.spectrum is not None:
@@ -101,7 +107,7 @@ class Scaling:
         """
         relative = None if sigma is None else sigma / self.noise.sigma
         if self.method.domain == "stabilised":
-            if relative is not None and self.noise.sigma_map is not None:
+            if relative is not None and self.divided:
                 return self.stabiliser.forward(y / relative), None
             return self.stabiliser.forward(y), relative
         span = self.high - self.low
@@ -275,8 +281,9 @@ def _restored(
             )
         )[0, 0]
         x = scale.outward(restored[tile.inner])
-        if scale.method.domain == "stabilised" and scale.noise.sigma_map is not None:
-            x *= (scale.noise.sigma_map[tile.core] / scale.noise.sigma).to(x)
+        if scale.divided:
+            assert sigma is not None
+            x *= sigma[tile.inner].to(x) / scale.noise.sigma
     return x.cpu().numpy()
 
 
