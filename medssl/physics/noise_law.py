@@ -47,7 +47,7 @@ SLICE_CELLS = 600
 """Independent cells in a slice where there are few."""
 GROUPS = (0.0, 0.125, 0.25, 0.5, 1.0)
 """Shares of a slice, by rising gradient, between which its groups lie."""
-SLACK = 0.01
+SLACK = 0.02
 """Relative error of the tables and of means over a group."""
 ROUGHNESS = 2.0
 """Variance of the finest detail of anatomy over its squared gradient, at most."""
@@ -282,7 +282,7 @@ def _fit(seen: Profile, name: LawName, n_coils: float | None = None) -> _Fit:
             level, chi2 = _least_magnitude(seen, 1.0)
             return _Fit(Rician(level), chi2)
         case "chi":
-            tried = COILS if n_coils is None else (n_coils,)
+            tried = (1.0, *COILS) if n_coils is None else (n_coils,)
             found = [(*_least_magnitude(seen, coils), coils) for coils in tried]
             level, chi2, coils = min(found, key=lambda f: f[1])
             return _Fit(NonCentralChi(level, coils), chi2)

@@ -47,8 +47,6 @@ BLURRED_SLOPE = 0.3
 """The same for the blurred scan, which keeps some noise."""
 ADDITIVE = ("gaussian", "rician", "chi")
 """Laws whose strength may vary over the scan."""
-EXTRA = 10.0
-"""What a map must take off the misfit of the law."""
 VAGUE = 0.1
 """Relative error of the level from which texture may be counted as noise."""
 BLUR = (0.0089, 0.2206, 0.5410, 0.2206, 0.0089)
@@ -162,7 +160,7 @@ def estimate(
         ]
         even, clean = _seen(flat, smooth, step)
         again = None if even is None else _choose(law, even, values, step, modality, n_coils)
-        explained = again is not None and again[0].chi2 + EXTRA < verdict.chi2
+        explained = again is not None and again[0].chi2 < max(verdict.chi2, len(seen.mean))
         if even is None or again is None or not explained or again[0].law.name not in ADDITIVE:
             strength = None
         else:

@@ -213,7 +213,7 @@ PLANTED = {
 @pytest.mark.parametrize("modality", ["", "MR"])
 @pytest.mark.parametrize("name", PLANTED)
 def test_the_law_is_found_whatever_the_modality(name: str, modality: str):
-    truth = head((72, 72, 48))[:, :, 12:36]
+    truth = head((96, 96, 64))[:, :, 20:44]
     noise = found(PLANTED[name].sample(truth, stream(1, name)), modality=modality)
     assert noise.law.name == name
     assert noise.confidence != "unsure"
