@@ -1,5 +1,6 @@
 """One function per verb; the command line, notebooks and users call the same ones."""
 
+import dataclasses
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -73,8 +74,9 @@ def denoise(
     method: str = "auto",
     quality: Quality | None = None,
     weights: str | Path | None = None,
-    sigma: float | str = "auto",
+    sigma: float | str | Path | Image | Array = "auto",
     noise: str = "auto",
+    coils: float | None = None,
     strength: float | None = None,
     mask: str | Path | Image | Array | None = None,
     series: str | None = None,
@@ -104,8 +106,10 @@ def denoise(
         quality: How much time the scan is worth where the method is `auto`: `fast`, `standard` (the
             default) or `high`.
         weights: Folder of a training (`train`), which brings its method; nothing is learnt then.
-        sigma: Standard deviation of the noise in image units (HU for CT), or `auto`.
-        noise: `auto`, `gaussian`, `rician`, `poisson` or `gamma`.
+        sigma: Standard deviation of the noise in image units (HU for CT), a map of it on the
+            image's grid (NIfTI file, `Image` or array), or `auto`.
+        noise: `auto`, `gaussian`, `rician`, `chi`, `poisson` or `gamma`.
+        coils: Receiver coils of `chi` whose squares were summed; None estimates them.
         strength: 0 gives the input back bit for bit, 1 the whole change; None is the recipe's.
         mask: Voxels that may change: where it is not 0, on the image's grid.
         series: Which DICOM series: number, UID, or text of its description.
@@ -135,7 +139,11 @@ def denoise(
         MemoryLimitError: It does not fit.
         OutputError: The result cannot be put where it should go.
     """
-    words = estimate.asked(noise, sigma)
+    mapped = sigma if isinstance(sigma, (Path, Image, np.ndarray)) else None
+    if isinstance(sigma, str) and sigma.endswith((".nii", ".nii.gz")):
+        mapped = Path(sigma)
+    number = sigma if mapped is None and isinstance(sigma, (str, int, float)) else "auto"
+    words = estimate.asked(noise, number, coils)
     trained = None if weights is None else Path(weights)
     request = Request.of(method, settings or {}, words, strength, seed, quality, trained)
     where = machine(device, memory, threads)
@@ -147,6 +155,9 @@ def denoise(
         image, leave = _enter(x, series, allow_gaps, limits, run)
         template = image if like is None else read(like, series, limits)
         allowed = None if mask is None else _mask(mask, image, limits)
+        if mapped is not None:
+            words = estimate.with_map(words, _sigma_map(mapped, image, limits))
+            request = dataclasses.replace(request, noise=words)
     outputs = None
     if isinstance(x, (str, Path)):
         outputs = Outputs.named(
@@ -359,6 +370,20 @@ def _mask(mask: str | Path | Image | Array, image: Image, limits: Limits) -> NDA
     if not chosen.any():
         raise InputError("the mask is empty", "mark the voxels that may change with 1")
     return chosen
+
+
+def _sigma_map(given: Path | Image | Array, image: Image, limits: Limits) -> NDArray[np.float32]:
+    """(*spatial) standard deviation of the noise at each voxel."""
+    if isinstance(given, np.ndarray):
+        if given.shape != image.shape:
+            raise InputError(
+                f"the map of sigma has shape {given.shape}, the image {image.shape}",
+                "bring it onto the image's grid",
+            )
+        return given.astype(np.float32)
+    found = given if isinstance(given, Image) else read(given, None, limits)
+    refuse_other_grid(image, found, "map of sigma")
+    return found.data[0]
 
 
 def _write_extras(

@@ -85,6 +85,12 @@ class Scaling:
         return self.noise.sigma if self.method.domain == "stabilised" else self.high - self.low
 
     @property
+    def divided(self) -> bool:
+        """Whether stabilised images were divided by the strength of their noise at each voxel."""
+        mapped = self.noise.sigma_map is not None and self.noise.spectrum is None
+        return mapped and self.method.domain == "stabilised"
+
+    @property
     def floor(self) -> float:
         """Image units; what is not brighter is air."""
         if self.noise.spectrum is not None:
@@ -111,6 +117,8 @@ class Scaling:
         """
         relative = None if sigma is None else sigma / self.noise.sigma
         if self.method.domain == "stabilised":
+            if relative is not None and self.divided:
+                return self.stabiliser.forward(y / relative), None
             return self.stabiliser.forward(y), relative
         span = self.high - self.low
         level = torch.full((), self.noise.sigma / span) if relative is None else sigma
@@ -249,6 +257,8 @@ def infer(
 
 def local_sigma(noise: NoiseEstimate, part: tuple[slice, ...]) -> Tensor | None:
     """(*part) noise standard deviation in image units; None where one number says it all."""
+    if noise.sigma_map is not None:
+        return noise.sigma_map[part]
     if noise.spectrum is None:
         return None
     return noise.spectrum.local_sigma([s.start for s in part], [s.stop for s in part])
@@ -281,6 +291,9 @@ def _restored(
             )
         )[0, 0]
         x = scale.outward(restored[tile.inner])
+        if scale.divided:
+            assert sigma is not None
+            x *= sigma[tile.inner].to(x) / scale.noise.sigma
     return x.cpu().numpy()
 
 

@@ -261,18 +261,18 @@ def test_t1_at_seven_percent(data_folder: Path):
 
 @pytest.mark.data
 @pytest.mark.parametrize(
-    ("name", "percent", "ratio"),
+    ("name", "percent", "most"),
     [
-        ("T1", 1, 1.29), ("T1", 3, 1.03), ("T1", 12, 1.01),
-        ("Gd", 1, 1.13), ("Gd", 3, 1.02), ("Gd", 12, 1.04),
-        ("body", 1, 1.56), ("body", 3, 1.11), ("body", 12, 0.99),
+        ("T1", 1, 1.3), ("T1", 3, 1.1), ("T1", 12, 1.1),
+        ("Gd", 1, 1.2), ("Gd", 3, 1.1), ("Gd", 12, 1.1),
+        ("body", 1, 1.6), ("body", 3, 1.1), ("body", 12, 1.1),
     ],
 )  # fmt: skip
-def test_own_level_is_as_specified_and_never_harms(name, percent, ratio, data_folder: Path):
+def test_own_level_is_as_specified_and_never_harms(name, percent, most, data_folder: Path):
     x = scan(data_folder, name)
     noisy = with_noise(x, percent / 100)
     level = estimate(noisy, (1, 1, 1), smooth=smooth, modality="MR")
-    assert level.sigma / (percent / 100) == pytest.approx(ratio, abs=0.05)
+    assert 0.9 <= level.sigma / (percent / 100) <= most
     assert psnr(denoised(noisy, level.sigma), x) > psnr(noisy, x)
 
 

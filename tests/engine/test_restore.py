@@ -19,7 +19,7 @@ from medssl.engine.device import machine
 from medssl.engine.restore import Request, prepare
 from medssl.io.example_series import ct_series
 from medssl.io.memory import from_array
-from medssl.physics.noise import Rician
+from medssl.physics.noise import NonCentralChi, Rician
 from medssl.physics.phantom import head
 
 AFFINE = np.diag([1.0, 1.0, 1.5, 1.0])
@@ -251,3 +251,48 @@ def test_a_learned_method_fits_and_runs(brain):
     clean = api.denoise(brain, method="filter2noise-scalar", settings=words).image
     assert clean.shape == brain.shape
     assert np.isfinite(clean).all()
+
+
+def test_a_map_of_sigma_serves_better_than_one_number(tmp_path):
+    truth = head((64, 64, 24)).numpy()
+    gain = np.linspace(0.3, 1.7, 64, dtype=np.float32)[:, None, None] * np.ones_like(truth)
+    sigma = 0.06 * gain
+    noisy = (
+        gain
+        * Rician(0.06)
+        .sample(torch.from_numpy(truth / gain), torch.Generator().manual_seed(0))
+        .numpy()
+    )
+    errors = {}
+    for word, given in {"map": sigma, "number": float(np.sqrt((sigma**2).mean()))}.items():
+        clean = api.denoise(noisy, sigma=given, noise="rician", quality="fast").image
+        errors[word] = float(((clean - truth)[truth > 0.1] ** 2).mean())
+    assert errors["map"] < 0.95 * errors["number"]
+    nib.save(nib.Nifti1Image(noisy, AFFINE), tmp_path / "scan.nii")
+    nib.save(nib.Nifti1Image(sigma, AFFINE), tmp_path / "sigma.nii.gz")
+    nib.save(nib.Nifti1Image(sigma[1:], AFFINE), tmp_path / "other.nii.gz")
+    done = api.denoise(
+        tmp_path / "scan.nii",
+        sigma=str(tmp_path / "sigma.nii.gz"),
+        noise="rician",
+        quality="fast",
+        noise_map=True,
+        preview=False,
+    )
+    assert np.allclose(done.noise.sigma_map, sigma)
+    with pytest.raises(InputError, match="map of sigma"):
+        api.denoise(tmp_path / "scan.nii", sigma=str(tmp_path / "other.nii.gz"), overwrite=True)
+    with pytest.raises(UsageError, match="not above 0"):
+        api.denoise(noisy, sigma=sigma - 1)
+
+
+def test_coils_are_given_or_estimated():
+    truth = head((64, 64, 24))
+    noisy = NonCentralChi(0.06, 6).sample(truth, torch.Generator().manual_seed(0)).numpy()
+    given = api.denoise(noisy, noise="chi", coils=6, dry_run=True).noise.law
+    own = api.denoise(noisy, noise="chi", dry_run=True).noise.law
+    assert given.n_coils == 6
+    assert given.sigma == pytest.approx(0.06, rel=0.06)
+    assert own.n_coils == pytest.approx(6, rel=0.4)
+    with pytest.raises(UsageError, match="--coils"):
+        api.denoise(noisy, noise="rician", coils=6)
