@@ -19,6 +19,7 @@ from medssl.core.image import Image
 from medssl.core.run import Run
 from medssl.data.patches import HELD, crops, one
 from medssl.engine import choose, estimate, infer
+from medssl.engine.audit import audit
 from medssl.engine.build import restorer
 from medssl.engine.device import Machine
 from medssl.engine.fit import fit
@@ -234,6 +235,11 @@ def restore(
         )
     run.warn(*notes)
     middle = image.data.shape[0] // 2 if image.channels == "time" else 0
+    with run.stage("audit"):
+        seen = audit(scale, image, data, choice.strength, run.seed)
+    if seen is not None:
+        run.qc["audit"] = seen.as_dict()
+        run.warn(*seen.warnings)
     run.qc["residual"] = residual(image.data[middle], data[middle], ready.noise.sigma).as_dict()
     return data
 
