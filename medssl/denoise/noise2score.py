@@ -68,6 +68,8 @@ class Config:
         default_factory=lambda: chain.Config(zero_last=True, detail=True)
     )
     """The score s; the paper has the U-Net."""
+    scale: float = 1.0
+    """What the net's output is multiplied with, of the order of 1 / sigma; the paper has 1."""
     n_axes: Literal[2, 3] | None = None
     """2 looks at slices, 3 at volumes; null follows the scan."""
 
@@ -113,7 +115,7 @@ class Noise2Score(Restorer):
         self.domain = config.domain
         n_axes: Literal[2, 3] = config.n_axes or 2
         self.crop_axes = n_axes
-        self.s = config.net.build(n_axes)
+        self.net = config.net.build(n_axes)
 
     def loss(self, batch: Noisy) -> dict[str, Tensor]:
         """L, the mean over voxels, in units of the local noise if stabilised."""
@@ -121,6 +123,10 @@ class Noise2Score(Restorer):
         sigma_a = self._sigma_a(batch).to(y)
         u = torch.randn(y.shape, generator=generator, dtype=y.dtype, device=y.device)
         return {"score": (sigma_a * self.s(y + sigma_a * u) + u).square().mean()}
+
+    def s(self, y: Tensor) -> Tensor:
+        """The score of noisy images (B, 1, *spatial), of the same shape."""
+        return self.config.scale * self.net(y)
 
     @torch.no_grad()
     def restore(self, batch: Noisy) -> Tensor:
@@ -151,11 +157,11 @@ class Noise2Score(Restorer):
         """The reach of the net; whole slices where something is measured on all of them."""
         if self.config.level == "blind" or self.config.law == "adaptive":
             return shape
-        return self.s.halo(shape)
+        return self.net.halo(shape)
 
     def bytes_per_voxel(self) -> int:
         """That of the net."""
-        return self.s.bytes_per_voxel()
+        return self.net.bytes_per_voxel()
 
     def _seen(self, batch: Noisy) -> Tensor:
         """What the net sees: stabilised images in units of their local noise."""

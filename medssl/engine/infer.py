@@ -156,7 +156,10 @@ class Scaling:
 
 
 def scaling(method: Restorer, image: Image, noise: NoiseEstimate) -> Scaling:
-    """Scale for a restorer: CT has fixed bounds, other images their own range."""
+    """Scale for a restorer: CT has fixed bounds, other images their own range.
+
+    Counts and speckle keep their zero, without which they would obey another law.
+    """
     if image.modality == "CT":
         low, high = -1024.0, 3072.0
     else:
@@ -164,6 +167,8 @@ def scaling(method: Restorer, image: Image, noise: NoiseEstimate) -> Scaling:
         sample = image.data[(slice(None), *part)]
         sample = sample[np.isfinite(sample)]
         low, high = float(sample.min()), float(np.percentile(sample, 99.9))
+        if noise.law.name in ("poisson", "gamma"):
+            low = 0.0
         high = high if high > low else low + 1.0
     return Scaling(method, noise, Stabiliser(noise.law), low, high)
 

@@ -75,9 +75,9 @@ def test_a_blind_level_costs_one_call_of_the_net(sigma):
     x = head((96, 96))[None, None]
     y = x + sigma * torch.randn(x.shape, generator=stream(0, "noise"))
     method = build(domain="unit", level="blind")
-    method.s = Counted(x, sigma)
+    method.net = Counted(x, sigma)
     clean = method.restore(Noisy(y, sigma=None))
-    assert method.s.calls == 1
+    assert method.net.calls == 1
     found = ((clean - y) / (x - y)).median() ** 0.5 * sigma
     assert found == pytest.approx(sigma, rel=0.1)
 
@@ -111,7 +111,7 @@ def test_adaptive_finds_law_and_level(power):
             )[power]
 
     method = build(domain="unit", law="adaptive")
-    method.s = Score()
+    method.net = Score()
     clean = method.restore(Noisy(y))
     assert (clean - x).square().mean() < 0.05 * (y - x).square().mean()
 

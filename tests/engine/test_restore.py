@@ -9,14 +9,15 @@ import pydicom
 import pytest
 import torch
 
-from medssl import api
+from medssl import api, config
 from medssl.core.errors import InputError, UsageError
 from medssl.core.image import Image
 from medssl.core.run import Run
 from medssl.core.shapes import tiles
 from medssl.engine import estimate, infer
+from medssl.engine.build import restorer
 from medssl.engine.device import machine
-from medssl.engine.restore import Request, prepare
+from medssl.engine.restore import Request, _blocks, prepare
 from medssl.io.example_series import ct_series
 from medssl.io.memory import from_array
 from medssl.physics.noise import NonCentralChi, Rician
@@ -296,3 +297,40 @@ def test_coils_are_given_or_estimated():
     assert own.n_coils == pytest.approx(6, rel=0.4)
     with pytest.raises(UsageError, match="--coils"):
         api.denoise(noisy, noise="rician", coils=6)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        ("noise2score", (40, 36, 12)),
+        ("noise2score", (40, 36, 2)),
+        ("r2r", (40, 36, 12)),
+        ("sure", (40, 36)),
+        ("cbsn", (40, 36, 2)),
+    ],
+)
+def test_learned_methods_take_volumes_stacks_and_pictures(brain, name, shape):
+    """Volumes are learnt from in cubes, thin stacks and pictures in squares."""
+    scan = brain[..., 6 : 6 + shape[-1]] if len(shape) == 3 else brain[..., 12]
+    words = {"train.steps": 2, "train.crop": 16}
+    done = api.denoise(scan, method=name, settings=words)
+    assert done.image.shape == scan.shape
+    assert np.isfinite(done.image).all()
+
+
+def test_a_picture_under_a_named_law_keeps_its_zero():
+    counts = np.random.default_rng(0).poisson(200 * head((64, 64)).numpy() + 30)
+    image = from_array(counts.astype(np.float32), np.eye(4))
+    method, _ = restorer(config.load("denoise", "noise2score_natural"))
+    noise = estimate.estimate(image, estimate.Asked("poisson"))
+    assert infer.scaling(method, image, noise).low == 0
+    assert infer.scaling(method, image, estimate.estimate(image, estimate.Asked())).low > 0
+
+
+@pytest.mark.parametrize("shape", [(20, 30, 10), (200, 100, 97), (700, 700, 300)])
+def test_blocks_to_learn_from_lie_inside_and_are_alike(shape):
+    blocks = _blocks(shape)
+    sizes = {tuple(s.stop - s.start for s in part) for part in blocks}
+    assert len(sizes) == 1
+    assert len(blocks) * np.prod(sizes.pop()) <= 1 << 24
+    assert all(s.start >= 0 and s.stop <= n for p in blocks for s, n in zip(p, shape, strict=True))
