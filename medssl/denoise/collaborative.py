@@ -14,7 +14,8 @@ least estimated error (`medssl.physics.sure.let_weights`).
 
 Departs from the papers: stacks are found on the noisy image first, not on a prefiltered one, which
 groups artefacts; without grouping windows slide by one voxel; only the mean is never shrunk; s
-follows a noise map and a noise spectrum where given; a second Wiener pass in three dimensions.
+follows a noise map and a noise spectrum where given, which for sliding windows may vary over the
+image; a second Wiener pass in three dimensions.
 Needs: the standard deviation of the noise (or stabilised images), and its spectrum if not white.
 Reference: Dabov, Foi, Katkovnik, Egiazarian. Image Denoising by Sparse 3-D Transform-Domain
 Collaborative Filtering. IEEE TIP 2007.
@@ -221,6 +222,7 @@ def _sliding(
         hard=SLIDING_HARD if config.grouping or config.hard is None else config.hard,
         sigma=sigma,
         coefficient_sigma=None if spectrum is None else spectrum.dct_sigma(block).to(y),
+        modulation=None if spectrum is None else spectrum.modulation(block),
         pilot=pilot,
     )
 
