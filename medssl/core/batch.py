@@ -55,6 +55,15 @@ class Spectrum(Protocol):
         """
         ...
 
+    def sample(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+        """Noise of this spectrum, (*shape), in a unit of its own.
+
+        Args:
+            shape: Voxels per spatial axis, from the first voxel that the spectrum is seen from.
+            generator: The source of chance.
+        """
+        ...
+
 
 @dataclass(frozen=True)
 class Noisy:
@@ -68,6 +77,7 @@ class Noisy:
             white.
         generator: The one source of chance.
         progress: Share of the training that is done, 0 to 1.
+        estimate: What another filter made of `image`, for methods that improve on one.
     """
 
     image: Tensor
@@ -75,6 +85,7 @@ class Noisy:
     spectrum: Spectrum | None = None
     generator: torch.Generator | None = None
     progress: float = 0.0
+    estimate: Tensor | None = None
 
     @property
     def level(self) -> Tensor | float:

@@ -135,7 +135,7 @@ class NoiseModel:
         for axis, (first, last) in enumerate(zip(start, stop, strict=True)):
             voxel = torch.arange(first, last, dtype=torch.float32)
             result = _interpolate(result, axis, self._nodes(axis), voxel)
-        return result if len(start) == 3 else result[..., 0]
+        return result if len(start) == 3 else self._first_slice(result)
 
     def modulation(self, block: tuple[int, ...]) -> Modulation | None:
         """How the shape of the spectrum varies over the image; None where it does not.
@@ -151,7 +151,7 @@ class NoiseModel:
             factors = _interpolate(factors, axis, torch.arange(float(WINDOW)), at)
         nodes = tuple(self._nodes(axis) for axis in range(len(block)))
         if len(block) == 2:
-            return Modulation(factors[..., 0], nodes)
+            return Modulation(self._first_slice(factors), nodes)
         return Modulation(factors[:, :, None], nodes)
 
     def within(self, part: Sequence[slice]) -> "NoiseModel":
@@ -218,6 +218,10 @@ class NoiseModel:
             level=level,
             varying=(relative / stationary[..., None, None, None]).sqrt().clamp(*FACTOR_LIMITS),
         )
+
+    def _first_slice(self, values: Tensor) -> Tensor:
+        """What is known at slices (..., len(slices)), at the first one."""
+        return _interpolate(values, values.ndim - 1, self._nodes(2), torch.zeros(1))[..., 0]
 
     def _nodes(self, axis: int) -> Tensor:
         """Positions of cells or slices, counted from `origin`."""
