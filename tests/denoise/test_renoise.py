@@ -76,8 +76,8 @@ def test_it_learns_to_take_the_noise_away():
     batches = (dataclasses.replace(y, estimate=x.image) for y, x in pairs)
     assert recipe.train is not None
     losses = fit(method, batches, recipe.train)
-    assert losses[-1] < 0.5 * losses[0]
+    assert losses[-1] < 0.7 * losses[0]
     with torch.no_grad():
         net = 2 * method.restore(batch) - x0  # alone, without its share of the estimate
     error = [float((x - truth).square().mean()) for x in (batch.image, net)]
-    assert error[1] < error[0] / 3
+    assert error[1] < error[0] / 2
