@@ -77,9 +77,13 @@ class Recipe:
     name: str
     """Of the recipe: its file name without `.yaml`."""
     method: str
-    """The module below `medssl/<task>/`."""
+    """The module below `medssl/<task>/`; `average` for a mean of other recipes."""
     values: Mapping[str, Any] = field(default_factory=dict)
     """Fields of the method's `Config`."""
+    average: tuple["Recipe", ...] = ()
+    """Recipes whose results are averaged; none for a method of its own."""
+    additions: tuple["Recipe", ...] = ()
+    """Recipes that join the average of a scan where they are expected to lower its error."""
     train: Train | None = None
     """None for a filter that learns nothing."""
     strength: float = 1.0
@@ -180,6 +184,8 @@ def _recipe(
     """A recipe from the tree of its file."""
     for key, value in changes.items():
         _assign(tree, key, value)
+    if "average" in tree:
+        return _average(task, tree, name, where)
     method = tree.pop("method", None)
     if not isinstance(method, dict) or "name" not in method:
         raise UsageError("a recipe needs `method: {name: ...}`", "see recipes/", file=where)
@@ -189,6 +195,29 @@ def _recipe(
             f"there is no module medssl/{task}/{found}.py", nearest(found, methods(task))
         )
     return construct(Recipe, tree | {"name": name, "method": found, "values": method}, where)
+
+
+def _average(task: str, tree: dict[str, Any], stem: str, where: str) -> Recipe:
+    """A mean of recipes: names, or mappings of a `name` and other values of its method."""
+    if "method" in tree:
+        raise UsageError(f"{stem} averages methods", "change one of them alone", file=where)
+    for key in ("average", "additions"):
+        words, members = tree.get(key, []), []
+        if not isinstance(words, list):
+            raise UsageError(f"{key} is not a list of recipes", "see recipes/", file=where)
+        for word in words:
+            values = dict(word) if isinstance(word, dict) else {"name": word}
+            name = str(values.pop("name", ""))
+            if name.replace("-", "_") == stem:
+                raise UsageError(f"{stem} averages itself", "name other recipes", file=where)
+            member = load(task, name, {f"method.{k}": v for k, v in values.items()})
+            if member.average:
+                raise UsageError(f"{name} is an average itself", "name its members", file=where)
+            members.append(member)
+        tree[key] = tuple(members)
+    if not tree["average"]:
+        raise UsageError("average is empty", "name at least one recipe", file=where)
+    return construct(Recipe, tree | {"name": stem, "method": "average"}, where)
 
 
 def parse(text: str, name: str) -> dict[str, Any]:

@@ -68,6 +68,13 @@ class Restorer(Method):
         """Clean images (B, C, *spatial), of the shape of `batch.image`."""
         raise NotImplementedError
 
+    def first(self, batch: Noisy) -> Tensor | None:
+        """An estimate that the method learns to improve on, made of whole slices; None for most.
+
+        It is handed to `loss` as `batch.estimate`.
+        """
+        return batch.estimate
+
     def settle(self, batches: Sequence[Noisy], trust: Trust) -> None:
         """Fix what follows from the scan as a whole, before its tiles are restored.
 

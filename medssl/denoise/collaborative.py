@@ -14,7 +14,8 @@ least estimated error (`medssl.physics.sure.let_weights`).
 
 Departs from the papers: stacks are found on the noisy image first, not on a prefiltered one, which
 groups artefacts; without grouping windows slide by one voxel; only the mean is never shrunk; s
-follows a noise map and a noise spectrum where given; a second Wiener pass in three dimensions.
+follows a noise map and a noise spectrum where given, which for sliding windows may vary over the
+image; a second Wiener pass in three dimensions.
 Needs: the standard deviation of the noise (or stabilised images), and its spectrum if not white.
 Reference: Dabov, Foi, Katkovnik, Egiazarian. Image Denoising by Sparse 3-D Transform-Domain
 Collaborative Filtering. IEEE TIP 2007.
@@ -75,6 +76,8 @@ class Config:
     """Combine the last pass with its relatives; needs grouping."""
     block: tuple[int, ...] | None = None
     """Window, voxels per axis."""
+    side: int | None = None
+    """Side of sliding windows in the plane of the slices, where `block` is None."""
     step: tuple[int, ...] | int | None = None
     """Distance of windows, voxels."""
     search: tuple[int, ...] | None = None
@@ -103,14 +106,14 @@ class Config:
         if self.grouping:
             block, step, search = stack_for(shape, spacing)
         else:
-            block, step = block_for(shape, spacing, correlated)
+            block, step = block_for(shape, spacing, correlated, self.side)
         if self.block is not None:
-            step = (1,) * len(shape)
+            block, step = self.block, (1,) * len(shape)
         if isinstance(self.step, int):
-            step = (self.step,) * len(shape)
+            step = tuple(min(self.step, b) for b in block)
         return replace(
             self,
-            block=self.block or block,
+            block=block,
             step=self.step if isinstance(self.step, tuple) else step,
             search=self.search or search,
             hard=self.hard or (STACKED_HARD if self.grouping else SLIDING_HARD),
@@ -221,6 +224,7 @@ def _sliding(
         hard=SLIDING_HARD if config.grouping or config.hard is None else config.hard,
         sigma=sigma,
         coefficient_sigma=None if spectrum is None else spectrum.dct_sigma(block).to(y),
+        modulation=None if spectrum is None else spectrum.modulation(block),
         pilot=pilot,
     )
 
@@ -291,7 +295,10 @@ def _tuple(value: tuple[int, ...] | int | None) -> tuple[int, ...]:
 
 
 def block_for(
-    shape: tuple[int, ...], spacing: tuple[float, ...], correlated: bool
+    shape: tuple[int, ...],
+    spacing: tuple[float, ...],
+    correlated: bool,
+    side: int | None = None,
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """The sliding window that suits a scan, whichever of its axes is the thick one.
 
@@ -299,19 +306,20 @@ def block_for(
         shape: Voxels along two or three axes.
         spacing: Voxel distances along the same axes, mm.
         correlated: Whether noise is correlated from pixel to pixel, as in CT.
+        side: Of the window in the plane of the slices; None chooses it.
 
     Returns:
         Block and step, voxels per axis.
     """
-    pixel = 2 if correlated else 1
+    plane = side or 8
     if len(shape) == 2:
-        return (8, 8), (pixel, pixel)
+        return (plane, plane), (1, 1)
     thick, ratio, apart = _thick_axis(shape, spacing)
     if apart:
-        return _along(thick, 8, 1), _along(thick, pixel, 1)
+        return _along(thick, plane, 1), (1, 1, 1)
     if correlated:
-        return _along(thick, 8, 4), _along(thick, pixel, 1)
-    return _along(thick, 4, 2 if ratio > 2.5 else 4), (1, 1, 1)
+        return _along(thick, plane, 4), _along(thick, 2, 1)
+    return _along(thick, side or 4, 2 if ratio > 2.5 else 4), (1, 1, 1)
 
 
 def stack_for(

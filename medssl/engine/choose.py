@@ -20,9 +20,9 @@ DEFAULTS: dict[Quality, str] = {
 }
 """Recipes by quality."""
 CT_DEFAULTS: dict[Quality, str] = {
-    "fast": "collaborative_fast",
-    "standard": "collaborative_fast",
-    "high": "collaborative_fast",
+    "fast": "ct_fast",
+    "standard": "ct_auto",
+    "high": "ct_high",
 }
 """The same for CT, whose noise has a spectrum."""
 LEAST_CT_LEVEL = 2.0

@@ -17,7 +17,8 @@ from medssl.nets.sliding_dct import sliding_dct
 from medssl.physics.noise import Gaussian, Law, NonCentralChi, Rician, law_named
 from medssl.physics.noise_level import NoiseEstimate
 from medssl.physics.noise_level import estimate as estimate_level
-from medssl.physics.noise_psd import estimate_noise
+from medssl.physics.noise_local import local_powers, local_slices
+from medssl.physics.noise_psd import WINDOW, NoiseModel, body_cells, estimate_noise
 
 HU_AIR = -800.0
 """The first percentile of a CT lies below it, because there is air around a patient."""
@@ -180,22 +181,7 @@ def _ct(image: Image, words: Asked) -> NoiseEstimate:
     volume = torch.from_numpy(image.data[0])
     valid = None if image.valid is None else torch.from_numpy(image.valid[0])
     model = estimate_noise(volume, image.spacing, valid=valid)
-    plane = tuple(slice(0, n) for n in image.shape[:2])
-    residuals = []
-    for z in model.slices:
-        y = read_tile(image, 0, plane if len(image.shape) == 2 else (*plane, slice(z, z + 1)))
-        block, step = block_for(tuple(y.shape), image.spacing, correlated=True)
-        pilot = sliding_dct(
-            y,
-            block=block,
-            step=step,
-            hard=FAST_THRESHOLD,
-            sigma=torch.full((), max(model.level, LEAST_LEVEL)),
-            coefficient_sigma=model.dct_sigma(block),
-            wiener=False,
-        )
-        residuals.append((y - pilot).reshape(y.shape[:2]))
-    model = model.with_local_map(torch.stack(residuals, -1))
+    model = _with_local_spectra(model, image)
     level = words.sigma
     if words.sigma_map is not None:
         level = float(words.sigma_map.square().mean().sqrt())
@@ -213,6 +199,24 @@ def _ct(image: Image, words: Asked) -> NoiseEstimate:
         spectrum=model,
         warnings=tuple(warnings),
     )
+
+
+def _with_local_spectra(model: NoiseModel, image: Image) -> NoiseModel:
+    """The model with what varies over slices spread over the scan, where there is noise at all."""
+    if model.level <= LEAST_LEVEL or min(image.shape[:2]) < WINDOW:
+        return model
+    plane = tuple(slice(0, n) for n in image.shape[:2])
+    depth = image.shape[2] if len(image.shape) == 3 else 1
+    slices = local_slices(depth, image.spacing[2] if len(image.shape) == 3 else 1.0)
+    shape = model.dct_sigma((WINDOW, WINDOW))
+    powers, bodies = [], []
+    for z in slices:
+        y = read_tile(image, 0, plane if depth == 1 else (*plane, slice(z, z + 1)))
+        y = y.reshape(y.shape[:2])
+        sigma = model.local_sigma((0, 0, z), (*y.shape, z + 1))[..., 0]
+        powers.append(local_powers(y, sigma, shape))
+        bodies.append(body_cells(y))
+    return model.with_local_powers(torch.stack(powers, -1), torch.stack(bodies, -1), slices)
 
 
 def _check_sigma(image: Image, sigma: float | None) -> None:

@@ -21,7 +21,7 @@ from medssl.engine.device import MIB, Machine
 from medssl.method import Restorer
 from medssl.physics.noise import NonCentralChi, Rician
 from medssl.physics.noise_level import NoiseEstimate
-from medssl.physics.noise_psd import BODY
+from medssl.physics.noise_psd import BODY, NoiseModel
 from medssl.physics.stabilise import Stabiliser
 
 LEAST_TILE_BYTES = 64 * MIB
@@ -269,6 +269,11 @@ def local_sigma(noise: NoiseEstimate, part: tuple[slice, ...]) -> Tensor | None:
     return noise.spectrum.local_sigma([s.start for s in part], [s.stop for s in part])
 
 
+def seen_from(noise: NoiseEstimate, part: tuple[slice, ...]) -> NoiseModel | None:
+    """The spectrum of the noise for a part of the image; None where the noise is white."""
+    return None if noise.spectrum is None else noise.spectrum.within(part)
+
+
 def read_tile(image: Image, channel: int, part: tuple[slice, ...]) -> Tensor:
     """(*part) float32, contiguous, voxels that are not valid filled from their neighbours."""
     y = torch.from_numpy(np.ascontiguousarray(image.data[channel][part]))
@@ -291,7 +296,7 @@ def _restored(
             Noisy(
                 z[None, None],
                 sigma=None if level is None else level.to(device).expand(z.shape)[None, None],
-                spectrum=scale.noise.spectrum,
+                spectrum=seen_from(scale.noise, tile.read),
                 generator=generator,
             )
         )[0, 0]

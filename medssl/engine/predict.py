@@ -26,7 +26,7 @@ from medssl.core.batch import Noisy
 from medssl.core.image import Image
 from medssl.core.random import stream
 from medssl.denoise.collaborative import block_for
-from medssl.engine.infer import Scaling, local_sigma, read_tile
+from medssl.engine.infer import Scaling, local_sigma, read_tile, seen_from
 from medssl.engine.sample import Part, blocks, middle_channel
 from medssl.nets.sliding_dct import sliding_dct
 from medssl.physics.noise_level import NoiseEstimate
@@ -219,7 +219,7 @@ def _look(
         batch = Noisy(
             x[None, None],
             sigma=None if sigma is None else sigma[None, None],
-            spectrum=scale.noise.spectrum,
+            spectrum=seen_from(scale.noise, part),
             generator=stream(seed, f"{name}/restore", device),
         )
         with torch.no_grad():

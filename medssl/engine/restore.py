@@ -3,7 +3,7 @@
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,9 +11,11 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from medssl import config
 from medssl.config import Recipe, Train
+from medssl.core.batch import Noisy
 from medssl.core.errors import UsageError
 from medssl.core.image import Image
 from medssl.core.run import Run
@@ -22,10 +24,12 @@ from medssl.engine import choose, estimate, infer
 from medssl.engine.audit import audit
 from medssl.engine.build import restorer
 from medssl.engine.device import Machine
+from medssl.engine.ensemble import Ensemble
 from medssl.engine.fit import fit
 from medssl.engine.predict import predict
 from medssl.engine.settle import settle
 from medssl.engine.weights import Trained
+from medssl.method import Restorer
 from medssl.metrics.residual import residual
 from medssl.physics.noise_level import NoiseEstimate
 
@@ -37,6 +41,8 @@ BLOCK = 96
 """Side of the blocks that are taken from a larger volume, voxels."""
 HELD_CROPS = 4
 """Crops in the batch that is looked at and not learnt from."""
+LEAST_REMOVED = 0.1
+"""Share of the standard deviation of the noise; a method that takes less away does nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,15 +215,20 @@ def restore(
     if scale is None or choice.strength == 0:
         return image.data
     scale.method.to(ready.plan.device)
-    if choice.recipe.train is not None:
+    for learner, train in _learners(scale.method, choice.recipe):
         with run.stage("fit"):
-            _fit(ready, scale, choice.recipe.train, run.seed, progress)
+            _fit(ready, scale, learner, train, run.seed, progress)
     device = torch.device(ready.plan.device)
     with run.stage("settle"):
         settle(scale, image, device, run.seed)
     with run.stage("predict"):
         expected = predict(scale, image, device, run.seed, choice.strength)
     run.qc["predicted"] = expected.as_dict()
+    if isinstance(scale.method, Ensemble) and scale.method.judged:
+        run.qc["additions"] = scale.method.as_dict()
+    if choice.named and expected.removed < (LEAST_REMOVED * choice.strength) ** 2:
+        share = f"{LEAST_REMOVED:.0%}".replace("%", " %")
+        run.warn(f"{run.method} removed < {share} of the estimated noise; use --method auto")
     if expected.doubt is not None and choice.named:
         run.warn(f"{expected.doubt}; compare with --method auto")
     elif expected.doubt is not None:
@@ -266,14 +277,30 @@ def facts_of(noise: NoiseEstimate) -> dict[str, Any]:
     }
 
 
+def _learners(method: Restorer, recipe: Recipe) -> Iterator[tuple[Restorer, Train]]:
+    """What learns from the scan: the method, or members of an average."""
+    if isinstance(method, Ensemble):
+        members = (*method.base, *method.additions.values())
+        for member, its in zip(members, (*recipe.average, *recipe.additions), strict=True):
+            yield from _learners(member, its)
+    elif recipe.train is not None:
+        yield method, recipe.train
+
+
 def _fit(
-    ready: Prepared, scale: infer.Scaling, train: Train, seed: int, progress: Progress
+    ready: Prepared,
+    whole: infer.Scaling,
+    method: Restorer,
+    train: Train,
+    seed: int,
+    progress: Progress,
 ) -> None:
-    """Fit the method to parts of its own image."""
+    """Fit a method, or a member of the whole, to parts of its own image."""
+    scale = dataclasses.replace(whole, method=method)
     device = torch.device(ready.plan.device)
-    volumes = scale.method.crop_axes == 3
+    volumes = method.crop_axes == 3
     shape = ready.image.shape
-    images, sigmas = [], []
+    images, sigmas, estimates = [], [], []
     for part in _blocks(shape) if volumes else _slices(shape, train.slices):
         y = infer.read_tile(ready.image, 0, part).to(device)
         sigma = infer.local_sigma(ready.noise, part)
@@ -281,16 +308,27 @@ def _fit(
         form = u.shape if volumes else u.shape[:2]
         images.append(u.reshape(form))
         sigmas.append(None if level is None else level.expand(u.shape).reshape(form))
+        estimates.append(_first(ready, whole, method, images[-1], sigmas[-1], part))
     size, count = train.crop, train.batch
-    batches = crops(images, sigmas, size=size, count=count, steps=train.steps, seed=seed)
+    known = [e for e in estimates if e is not None]
+
+    def improving(batch: Noisy, estimate: Callable[[], Noisy]) -> Noisy:
+        """The batch with what the method starts from; the same seed cuts the same windows."""
+        return dataclasses.replace(batch, estimate=estimate().image) if known else batch
+
+    def batches(of: list[Tensor]) -> Iterator[Noisy]:
+        return crops(of, sigmas, size=size, count=count, steps=train.steps, seed=seed)
+
+    def held(of: list[Tensor]) -> Noisy:
+        return one(of, sigmas, size=size, count=HELD_CROPS, seed=seed, step=HELD, progress=1.0)
+
+    first = batches(known) if known else iter(())
     fit(
-        scale.method,
-        batches,
+        method,
+        (improving(batch, lambda: next(first)) for batch in batches(images)),
         train,
         lambda step, steps, _: progress("fit", step, steps),
-        held=lambda: one(
-            images, sigmas, size=size, count=HELD_CROPS, seed=seed, step=HELD, progress=1.0
-        ),
+        held=lambda: improving(held(images), lambda: held(known)),
     )
 
 
@@ -317,3 +355,21 @@ def _blocks(shape: tuple[int, ...]) -> list[tuple[slice, ...]]:
     return [
         tuple(slice(c, c + side) for c, side in zip(every[k], sides, strict=True)) for k in picks
     ]
+
+
+def _first(
+    ready: Prepared,
+    whole: infer.Scaling,
+    method: Restorer,
+    u: Tensor,
+    sigma: Tensor | None,
+    part: tuple[slice, ...],
+) -> Tensor | None:
+    """What a method starts from on a slice (x, y) in its domain, made by what it is part of."""
+    spectrum = infer.seen_from(ready.noise, part)
+    batch = Noisy(u[None, None], None if sigma is None else sigma[None, None], spectrum)
+    with torch.no_grad():
+        if method is not whole.method and method.first(batch) is not None:
+            batch = dataclasses.replace(batch, estimate=whole.method.first(batch))
+        estimate = method.first(batch)
+    return None if estimate is None else estimate[0, 0]

@@ -5,7 +5,7 @@ import torch
 from medssl.core.batch import Noisy
 from medssl.core.image import Image
 from medssl.core.random import stream
-from medssl.engine.infer import Scaling, local_sigma, read_tile
+from medssl.engine.infer import Scaling, local_sigma, read_tile, seen_from
 from medssl.engine.sample import blocks, middle_channel
 
 VOXELS = 300_000
@@ -33,7 +33,7 @@ def settle(scale: Scaling, image: Image, device: torch.device, seed: int) -> Non
             Noisy(
                 z[None, None],
                 sigma=None if level is None else level.to(device).expand(z.shape)[None, None],
-                spectrum=scale.noise.spectrum,
+                spectrum=seen_from(scale.noise, part),
                 generator=stream(seed, f"settle/{k}"),
             )
         )

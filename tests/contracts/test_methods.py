@@ -58,13 +58,14 @@ def test_a_recipe_builds_and_says_what_to_expect(task, name):
     recipe = config.load(task, name)
     assert recipe.task == task
     assert recipe.expect is not None
-    _, settled = build(recipe)
-    assert set(settled) == {
-        f.name
-        for f in dataclasses.fields(
-            importlib.import_module(f"medssl.{task}.{recipe.method}").Config
-        )
-    }
+    for member in (*recipe.average, *recipe.additions) or (recipe,):
+        _, settled = build(member)
+        assert set(settled) == {
+            f.name
+            for f in dataclasses.fields(
+                importlib.import_module(f"medssl.{task}.{member.method}").Config
+            )
+        }
 
 
 @pytest.mark.parametrize(("task", "name"), RESTORERS)

@@ -35,16 +35,16 @@ def disks(shape: tuple[int, ...]) -> Tensor:
     ("shape", "spacing", "correlated", "block", "step"),
     [
         ((64, 64), (1, 1), False, (8, 8), (1, 1)),
-        ((64, 64), (1, 1), True, (8, 8), (2, 2)),
+        ((64, 64), (1, 1), True, (8, 8), (1, 1)),
         ((64, 64, 40), (1, 1, 1), False, (4, 4, 4), (1, 1, 1)),
         ((64, 64, 40), (1, 1, 3), False, (4, 4, 2), (1, 1, 1)),
         ((40, 64, 64), (3, 1, 1), False, (2, 4, 4), (1, 1, 1)),
         ((64, 40, 64), (1, 6, 1), False, (8, 1, 8), (1, 1, 1)),
         ((3, 64, 64), (1, 1, 1), False, (1, 8, 8), (1, 1, 1)),
-        ((64, 64, 1), (1, 1, 1), True, (8, 8, 1), (2, 2, 1)),
+        ((64, 64, 1), (1, 1, 1), True, (8, 8, 1), (1, 1, 1)),
         ((512, 512, 90), (0.7, 0.7, 3), True, (8, 8, 4), (2, 2, 1)),
         ((90, 512, 512), (3, 0.7, 0.7), True, (4, 8, 8), (1, 2, 2)),
-        ((512, 512, 90), (0.7, 0.7, 5), True, (8, 8, 1), (2, 2, 1)),
+        ((512, 512, 90), (0.7, 0.7, 5), True, (8, 8, 1), (1, 1, 1)),
         ((512, 512, 90), (1, 1, 1), True, (8, 8, 4), (2, 2, 1)),
     ],
 )
@@ -113,6 +113,14 @@ def test_stacks_use_the_spectrum_of_correlated_noise():
     assert errors[1] < 0.8 * errors[0]
 
 
+def test_side_and_step_leave_the_thick_axis_alone():
+    assert block_for((64, 64), (1, 1), True, 6) == ((6, 6), (1, 1))
+    assert block_for((64, 64, 40), (1, 1, 3), True, 12) == ((12, 12, 4), (2, 2, 1))
+    fast = Config(step=2)
+    assert fast.settled((64, 64, 40), (1, 1, 2), True).step == (2, 2, 2)
+    assert fast.settled((64, 64, 40), (1, 1, 9), True).step == (2, 2, 1)
+
+
 def test_batch_equals_one_by_one():
     images = torch.randn(2, 3, 9, 10, 11, generator=stream(0, "batch"))
     sigma = 0.5 + torch.rand(2, 1, 9, 10, 11, generator=stream(0, "sigma"))
@@ -145,6 +153,9 @@ class Blurred:
         blocks = noise.reshape(256 // b, b, 256 // c, c)
         coefficients = dctn(blocks, axes=(1, 3), norm="ortho")
         return torch.from_numpy((coefficients**2).mean((0, 2)) ** 0.5)
+
+    def modulation(self, block: tuple[int, ...]) -> None:
+        del block
 
 
 def test_a_spectrum_removes_correlated_noise():
