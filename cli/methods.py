@@ -11,19 +11,24 @@ def methods(as_json: Json = False) -> None:
     """List the methods and what each one is."""
     from medssl import config
 
-    rows = [
-        {
-            "task": task,
-            "name": name,
-            "method": recipe.method,
-            "title": config.methods(task)[recipe.method].rstrip("."),
-            "learns": recipe.train is not None,
-            "reference": config.reference(task, recipe.method),
-        }
-        for task in config.TASKS
-        for name in config.recipes(task)
-        for recipe in (config.load(task, name),)
-    ]
+    rows = []
+    for task in config.TASKS:
+        titles = config.methods(task)
+        for name in config.recipes(task):
+            recipe = config.load(task, name)
+            parts = recipe.average or (recipe,)
+            modules = list(dict.fromkeys(part.method for part in parts))
+            title = "; ".join(titles[module].rstrip(".") for module in modules)
+            rows.append(
+                {
+                    "task": task,
+                    "name": name,
+                    "method": recipe.method,
+                    "title": f"Mean of {len(parts)}: {title}" if recipe.average else title,
+                    "learns": any(part.train is not None for part in parts),
+                    "reference": "; ".join(config.reference(task, m) for m in modules),
+                }
+            )
     if as_json:
         typer.echo(json.dumps(rows, indent=2))
         return
