@@ -30,6 +30,10 @@ class Facts:
     """Voxel distances, mm."""
     correlated: bool = False
     """The noise has a spectrum."""
+    n_volumes: int = 1
+    """Volumes of a series."""
+    b_values: tuple[float, ...] | None = None
+    """Diffusion weighting of each volume, s/mm^2; None where it is not known."""
     independent_slices: bool = False
     """Slices do not lie on one grid and must not be mixed."""
 
@@ -47,6 +51,8 @@ class Restorer(Method):
     """Noisy images in, clean images of the same shape out."""
 
     domain: ClassVar[Domain] = "stabilised"
+    joint: ClassVar[bool] = False
+    """Whether it sees all volumes of a series at once, as the channels of `batch.image`."""
 
     def restore(self, batch: Noisy) -> Tensor:
         """Clean images (B, C, *spatial), of the shape of `batch.image`."""
@@ -56,7 +62,7 @@ class Restorer(Method):
         """Fix what follows from the scan as a whole, before its tiles are restored.
 
         Args:
-            batches: Parts of the scan, one image each.
+            batches: Parts of the scan, one image each, of all volumes if `joint`.
             trust: What is known of their noise.
         """
         del batches, trust
@@ -66,5 +72,5 @@ class Restorer(Method):
         return tuple(0 for _ in shape)
 
     def bytes_per_voxel(self) -> int:
-        """Working memory of `restore` for each voxel of a tile, beside input and output."""
+        """Working memory of `restore` for each value of a tile, beside input and output."""
         return 64

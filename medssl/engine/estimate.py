@@ -1,7 +1,6 @@
 """What the noise of a scan is: CT by its power spectrum, everything else by its law."""
 
-import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import PurePath
 
 import numpy as np
@@ -13,7 +12,8 @@ from medssl.core.image import Image
 from medssl.denoise.collaborative import block_for
 from medssl.engine.infer import read_tile
 from medssl.nets.sliding_dct import sliding_dct
-from medssl.physics.noise import Gaussian, law_named
+from medssl.physics.marchenko_pastur import SETTLED, sigma_map, window_for
+from medssl.physics.noise import Gaussian, NonCentralChi, Rician, law_named
 from medssl.physics.noise_level import NoiseEstimate
 from medssl.physics.noise_level import estimate as estimate_level
 from medssl.physics.noise_psd import estimate_noise
@@ -23,6 +23,8 @@ HU_AIR = -800.0
 SOFT_TISSUE = (-150.0, 150.0)
 MOST_OF_RANGE = 0.5
 """Share of the range of values; with more noise there is no picture to keep."""
+LONG_SERIES = 16
+"""Volumes from which noise is what they do not share."""
 SERIES_VOLUMES = 4
 """Volumes of a series that the noise is learnt from."""
 FAST_THRESHOLD = 2.8
@@ -89,12 +91,16 @@ def estimate(image: Image, words: Asked) -> NoiseEstimate:
     _check_sigma(image, words.sigma)
     if image.modality == "CT" and words.law == "auto":
         return _ct(image, words)
+    if image.channels == "time" and image.data.shape[0] >= LONG_SERIES and words.sigma is None:
+        shared = _series(image, words.law)
+        if shared is not None:
+            return shared
     channels = range(0, image.data.shape[0], max(1, image.data.shape[0] // SERIES_VOLUMES))
     found = [_one(image, channel, words.law) for channel in channels]
     middle = sorted(found, key=lambda e: e.sigma)[len(found) // 2]
     if words.sigma is None:
         return middle
-    return dataclasses.replace(
+    return replace(
         middle,
         law=law_named(middle.law.name).rescaled(words.sigma),
         sigma=words.sigma,
@@ -124,6 +130,28 @@ def _one(image: Image, channel: int, law: str) -> NoiseEstimate:
     )
 
 
+def _series(image: Image, law: str) -> NoiseEstimate | None:
+    """The noise of many volumes by what they do not share; None where they share everything."""
+    first = _one(image, image.data.shape[0] // 2, law)
+    if not isinstance(first.law, Gaussian | Rician | NonCentralChi):
+        return None
+    planar = getattr(image.origin, "independent_slices", False)
+    window = window_for(image.data.shape[0], image.shape, image.spacing, planar=planar)
+    found = sigma_map(torch.from_numpy(image.data), replace(first.law, sigma=1.0), window)
+    if found is None:
+        return None
+    local, sigma = found
+    return replace(
+        first,
+        law=replace(first.law, sigma=sigma),
+        why=f"{first.why}; level by what {image.data.shape[0]} volumes do not share",
+        sigma=sigma,
+        sigma_error=SETTLED,
+        sigma_map=local,
+        warnings=first.warnings if first.sigma > 0 else (),
+    )
+
+
 def _ct(image: Image, words: Asked) -> NoiseEstimate:
     """The noise of a CT: spectrum from flat blocks, local strength from a pilot's residual."""
     volume = torch.from_numpy(image.data[0])
@@ -146,7 +174,7 @@ def _ct(image: Image, words: Asked) -> NoiseEstimate:
         residuals.append((y - pilot).reshape(y.shape[:2]))
     model = model.with_local_map(torch.stack(residuals, -1))
     if words.sigma is not None:
-        model = dataclasses.replace(model, level=words.sigma)
+        model = replace(model, level=words.sigma)
     warnings = [] if model.confident else ["too little flat tissue to be sure of the noise"]
     return NoiseEstimate(
         law=Gaussian(max(model.level, 1e-6)),
