@@ -155,8 +155,8 @@ def _groups(b_values: Sequence[float], b0: bool) -> tuple[tuple[int, ...], ...]:
             remedy = "use --method mppca"
             side = ">" if kind == "weighted" else "up to"
             raise InputError(
-                f"has {len(members)} {kind} volumes (b {side} {UNWEIGHTED:g}), patch2self needs "
-                f"{FEWEST} to predict one from the others",
+                f"{kind} volumes (b {side} {UNWEIGHTED:g}): {len(members)}, patch2self needs "
+                f"{FEWEST} of a kind to predict one from the others",
                 remedy
                 if kind == "weighted"
                 else f"{remedy}, or leave b0 out: --set method.b0=false",

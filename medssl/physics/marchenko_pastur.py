@@ -21,7 +21,7 @@ from typing import Self
 
 import torch
 from torch import Tensor
-from torch.nn.functional import avg_pool3d, interpolate
+from torch.nn.functional import avg_pool3d, interpolate, pad
 
 from medssl.physics.noise import Gaussian, NonCentralChi, Rician
 from medssl.physics.stabilise import Stabiliser
@@ -218,10 +218,14 @@ def _at_every_voxel(lattice: Tensor, known: Tensor, shape: tuple[int, ...]) -> T
     full = (1, 1, *lattice.shape, *[1] * (3 - lattice.ndim))
     value, weight = lattice.log().reshape(full), known.to(lattice).reshape(full)
     box = tuple(3 if n > 1 else 1 for n in full[2:])
-    pad = tuple(b // 2 for b in box)
+    border = [b // 2 for b in reversed(box) for _ in range(2)]
+
+    def averaged(x: Tensor) -> Tensor:
+        return avg_pool3d(pad(x, border), box, 1)
+
     for turn in range(max(full)):  # what is far from anything known takes the nearest that is known
-        near = avg_pool3d(weight, box, 1, pad)
-        mean = avg_pool3d(value * weight, box, 1, pad) / near.clamp_min(1e-9)
+        near = averaged(weight)
+        mean = averaged(value * weight) / near.clamp_min(1e-9)
         value = torch.where(weight > 0, value, mean) if turn > 0 else mean
         weight = (near > 0).to(lattice)
         if bool(weight.all()):
