@@ -11,7 +11,8 @@ dropped and the p others shrunk by what noise of variance :math:`\sigma^2` added
 Windows overlap and are averaged with weights 1 / (1 + p).
 
 Departs from the paper: components are shrunk, not only kept; the variance counts the freedom that
-signal takes; windows move by more than a voxel; magnitudes are stabilised first, with a map of the
+signal takes; windows move by more than a voxel, and are small on time courses, because a pattern
+of few voxels drowns in a large window (and loses a quarter of its height in a small one); magnitudes are stabilised first, with a map of the
 noise found in the same way, so that both passes of the paper's successors are one.
 Needs: a series of volumes (diffusion, function, perfusion) with noise independent from voxel to
 voxel and from volume to volume.
@@ -41,12 +42,17 @@ from medssl.physics.marchenko_pastur import (
 )
 
 
+LOCAL = 25
+"""Voxels of a window on time courses: a cube of 3, or a square of 5."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Config:
     """Hyper-parameters of the local principal components."""
 
     window: tuple[int, ...] | None = None
-    """Voxels per axis; None takes the smallest odd cube with a voxel for each volume."""
+    """Voxels per axis; None takes the smallest odd cube with a voxel for each volume of a diffusion
+    series, and of 25 voxels for time courses, which small regions may have for themselves."""
     step: int | None = None
     """Distance of windows, voxels: 1, 2, 4 or 8; None takes 2, for the smallest windows 1."""
     shrink: bool = True
@@ -65,10 +71,9 @@ class Config:
             )
         if self.window is not None:
             return self
+        voxels = min(facts.n_volumes, LOCAL) if facts.b_values is None else facts.n_volumes
         planar = facts.independent_slices
-        return replace(
-            self, window=window_for(facts.n_volumes, facts.shape, facts.spacing, planar=planar)
-        )
+        return replace(self, window=window_for(voxels, facts.shape, facts.spacing, planar=planar))
 
     def build(self) -> "MPPCA":
         """The filter; it has nothing to learn."""

@@ -25,6 +25,8 @@ MOST_OF_RANGE = 0.5
 """Share of the range of values; with more noise there is no picture to keep."""
 LONG_SERIES = 16
 """Volumes from which noise is what they do not share."""
+VOXELS_FOR_VOLUME = 4
+"""Voxels of a window for each volume, where noise is looked for: enough to set signal apart."""
 SERIES_VOLUMES = 4
 """Volumes of a series that the noise is learnt from."""
 FAST_THRESHOLD = 2.8
@@ -136,7 +138,8 @@ def _series(image: Image, law: str) -> NoiseEstimate | None:
     if not isinstance(first.law, Gaussian | Rician | NonCentralChi):
         return None
     planar = getattr(image.origin, "independent_slices", False)
-    window = window_for(image.data.shape[0], image.shape, image.spacing, planar=planar)
+    wanted = VOXELS_FOR_VOLUME * image.data.shape[0]
+    window = window_for(wanted, image.shape, image.spacing, planar=planar)
     found = sigma_map(torch.from_numpy(image.data), replace(first.law, sigma=1.0), window)
     if found is None:
         return None

@@ -48,12 +48,12 @@ stabilised magnitudes alone spread by up to 0.04."""
 
 
 def window_for(
-    n_volumes: int, shape: Sequence[int], spacing: Sequence[float], *, planar: bool = False
+    n_voxels: int, shape: Sequence[int], spacing: Sequence[float], *, planar: bool = False
 ) -> tuple[int, ...]:
-    """The smallest odd cube, cut to the grid, with at least as many voxels as there are volumes.
+    """The smallest odd cube, cut to the grid, with at least so many voxels.
 
     Args:
-        n_volumes: N.
+        n_voxels: Wanted, as a rule one for each volume.
         shape: Voxels along two or three axes.
         spacing: Voxel distances along them, mm.
         planar: Slices must not be mixed.
@@ -66,7 +66,7 @@ def window_for(
         elif spacing[thick] > THICK * min(spacing):
             most[thick] = 1
     side = 3
-    while math.prod(min(side, n) for n in most) < n_volumes and side < max(most):
+    while math.prod(min(side, n) for n in most) < n_voxels and side < max(most):
         side += 2
     return tuple(min(side, n) for n in most)
 
