@@ -11,9 +11,9 @@ dropped and the p others shrunk by what noise of variance :math:`\sigma^2` added
 Windows overlap and are averaged with weights 1 / (1 + p).
 
 Departs from the paper: components are shrunk, not only kept; the variance counts the freedom that
-signal takes; windows move by more than a voxel, and are small on time courses, because a pattern
-of few voxels drowns in a large window (and loses a quarter of its height in a small one); magnitudes are stabilised first, with a map of the
-noise found in the same way, so that both passes of the paper's successors are one.
+signal takes; windows move by more than a voxel; magnitudes are stabilised first, with a map of the
+noise found in the same way. Windows are small on time courses: a pattern that few voxels have for
+themselves drowns in a large one, and loses a quarter of its height even in a small one.
 Needs: a series of volumes (diffusion, function, perfusion) with noise independent from voxel to
 voxel and from volume to volume.
 Reference: Veraart, Novikov, Christiaens, Ades-Aron, Sijbers, Fieremans. Denoising of Diffusion MRI
@@ -40,7 +40,6 @@ from medssl.physics.marchenko_pastur import (
     measured,
     window_for,
 )
-
 
 LOCAL = 25
 """Voxels of a window on time courses: a cube of 3, or a square of 5."""

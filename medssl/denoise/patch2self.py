@@ -24,7 +24,7 @@ from torch import Tensor
 
 from medssl.core.batch import Noisy
 from medssl.core.errors import InputError
-from medssl.method import Facts, Restorer
+from medssl.method import Facts, Restorer, Trust
 from medssl.physics.marchenko_pastur import measured
 
 UNWEIGHTED = 50.0
@@ -81,23 +81,21 @@ class Patch2Self(Restorer):
     """Ridge regressions of each volume on the others of its group."""
 
     joint: ClassVar[bool] = True
-    gathers: ClassVar[bool] = True
     seen: Tensor
-    """(N + 1, N + 1) products of the volumes and 1 over all voxels that were gathered."""
+    """(N + 1, N + 1) products of the volumes and 1, from `settle`; empty before."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.config = config
         self.register_buffer("seen", torch.zeros(0, 0, dtype=torch.float64))
 
-    def gather(self, batch: Noisy) -> None:
-        """Add the products of the volumes over one part of the series."""
-        for series in batch.image:
-            products = _products(series)
-            self.seen = self.seen + products if self.seen.numel() else products
+    def settle(self, batches: Sequence[Noisy], trust: Trust) -> None:
+        """Regress on parts of the series instead of on every tile by itself."""
+        del trust
+        self.seen = torch.stack([_products(batch.image[0]) for batch in batches]).sum(0)
 
     def restore(self, batch: Noisy) -> Tensor:
-        """Clean series (B, N, *spatial), by what was gathered, else each by itself."""
+        """Clean series (B, N, *spatial), by what was settled, else each by itself."""
         restored = batch.image.clone()
         for series, noisy in zip(restored, batch.image, strict=True):
             seen = self.seen if self.seen.numel() else _products(noisy)

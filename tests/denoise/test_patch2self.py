@@ -22,6 +22,10 @@ def series(n: int = 12, shape: tuple[int, ...] = (10, 9, 8)) -> torch.Tensor:
     return 5 + torch.tensordot(mixed, maps, 1) + 0.5 * noise
 
 
+def trust(restored: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.ones_like(restored), torch.ones_like(restored)
+
+
 def facts(b_values: list[float] | None, n: int) -> Facts:
     known = None if b_values is None else tuple(b_values)
     return Facts(shape=(8, 8, 8), spacing=(2.0, 2.0, 2.0), n_volumes=n, b_values=known)
@@ -44,7 +48,7 @@ def test_one_inverse_equals_separate_ridge_fits(lambda_):
 def test_a_volume_is_not_predicted_from_itself():
     y = series()
     method = Config().build()
-    method.gather(Noisy(y[None]))
+    method.settle([Noisy(y[None])], trust)
     before = method.restore(Noisy(y[None]))[0]
     y[3, 4, 4, 4] += 100
     after = method.restore(Noisy(y[None]))[0]
@@ -56,9 +60,8 @@ def test_parts_add_up_to_the_whole():
     y = series()
     y[:, :2] = 0
     whole, parts = Config().build(), Config().build()
-    whole.gather(Noisy(y[None]))
-    for piece in y.split(3, dim=1):
-        parts.gather(Noisy(piece[None]))
+    whole.settle([Noisy(y[None])], trust)
+    parts.settle([Noisy(piece[None]) for piece in y.split(3, dim=1)], trust)
     assert torch.allclose(whole.seen, parts.seen, rtol=1e-12)
     clean = whole.restore(Noisy(y[None]))[0]
     assert torch.equal(clean, Config().build().restore(Noisy(y[None]))[0])
