@@ -52,6 +52,7 @@ class Law(StrEnum):
     auto = "auto"
     gaussian = "gaussian"
     rician = "rician"
+    chi = "chi"
     poisson = "poisson"
     gamma = "gamma"
 

@@ -34,8 +34,16 @@ def denoise(
     quality: Annotated[
         Quality | None, typer.Option(help="How much time it is worth; default: standard.")
     ] = None,
-    sigma: Annotated[str, typer.Option(help="Noise in image units (HU for CT), or auto.")] = "auto",
+    weights: Annotated[
+        Path | None, typer.Option(metavar="RUN", help="Folder that `medssl train` wrote.")
+    ] = None,
+    sigma: Annotated[
+        str, typer.Option(help="Noise in image units, a NIfTI map, or auto.")
+    ] = "auto",
     noise: Annotated[Law, typer.Option(help="Noise law.")] = Law.auto,
+    coils: Annotated[
+        float | None, typer.Option(help="Coils of --noise chi; default: estimated.")
+    ] = None,
     strength: Annotated[
         float | None, typer.Option(help="0 (nothing) to 1 (all); default: the recipe's.")
     ] = None,
@@ -86,8 +94,10 @@ def denoise(
             out or output,
             method=method,
             quality=None if quality is None else quality.value,
+            weights=weights,
             sigma=sigma,
             noise=noise.value,
+            coils=coils,
             strength=strength,
             mask=mask,
             series=series,

@@ -9,7 +9,7 @@ from ._options import Json, Scan, Series
 
 
 def info(scan: Scan, series: Series = None, as_json: Json = False) -> None:
-    """Show the header of a scan and check that it is whole, or list the series of a folder."""
+    """Show a scan and check that it is whole, list the series of a folder, or what a run holds."""
     from medssl import api
 
     found = api.info(scan, series)
@@ -18,7 +18,8 @@ def info(scan: Scan, series: Series = None, as_json: Json = False) -> None:
     elif "series" in found:
         _table(found["series"])
     else:
-        typer.echo("\n".join(_lines(found["image"])))
+        lines = _run_lines(found["run"]) if "run" in found else _lines(found["image"])
+        typer.echo("\n".join(lines))
 
 
 def _table(rows: list[dict[str, Any]]) -> None:
@@ -49,3 +50,29 @@ def _lines(facts: dict[str, Any]) -> list[str]:
         + (", varies by slice" if facts["scaling_varies"] else ""),
     ]
     return lines + [f"warning      {w}" for w in facts["warnings"]]
+
+
+def _run_lines(run: dict[str, Any]) -> list[str]:
+    recipe = run.get("recipe") or run["wanted"]["recipe"]
+    lines = [f"recipe       {recipe['name']} ({recipe['method']['name']})"]
+    if "seen" in run:
+        seen = run["seen"]
+        kinds = ", ".join(f"{n} {name or 'not CT'}" for name, n in seen["modalities"].items())
+        laws = ", ".join(f"{n} {name}" for name, n in seen["laws"].items())
+        low, high = seen["level"]
+        lines += [
+            f"learnt from  {seen['learnt']} scans, {seen['tested']} more for testing",
+            f"scans        {kinds}",
+            f"noise        {laws}; {low:.2g} to {high:.2g} of the range of values",
+            f"crops        along {seen['axes']} axes",
+            f"parameters   {run['parameters']}",
+        ]
+    if "held_out" in run.get("loss", {}):
+        first, lowest = run["loss"]["held_out_at_first"], run["loss"]["held_out"]
+        lines.append(f"held-out     loss {first:.4g} at first, {lowest:.4g} in the end")
+    if run.get("complete"):
+        lines.append(f"weights      whole, sha256 {run['weights']['sha256'][:12]}")
+    else:
+        steps = run["checkpoints"][-1] if run["checkpoints"] else 0
+        lines.append(f"weights      not complete: {steps} of {recipe['train']['steps']} steps")
+    return lines

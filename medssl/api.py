@@ -14,23 +14,29 @@ from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 from torch import Tensor
 
-from medssl.core.errors import InputError, UsageError, naming
+from medssl.core.errors import InputError, MedsslError, UsageError, naming
 from medssl.core.image import Image, Stored
 from medssl.core.run import Run, plain
 from medssl.engine import estimate
 from medssl.engine.choose import Choice, Quality
 from medssl.engine.device import machine
 from medssl.engine.restore import Prepared, Progress, Request, prepare, restore
-from medssl.io import atomic, sidecar
+from medssl.engine.train import train as train_on
+from medssl.engine.wanted import Wanted
+from medssl.engine.weights import Trained as Weights
+from medssl.io import atomic, journal, sidecar
 from medssl.io import memory as in_memory
 from medssl.io.derived import Derivation, derived_datasets
+from medssl.io.folder import find_scans
 from medssl.io.gradients import read_b_values
 from medssl.io.limits import Limits
 from medssl.io.outputs import Outputs
 from medssl.io.read import kind_of, read
+from medssl.io.run_folder import RunFolder
 from medssl.io.series import Series, list_series, read_datasets
 from medssl.io.write import Written, refuse_other_grid, write
 from medssl.physics.noise_level import NoiseEstimate
+from medssl.report.loss_curve import loss_curve as draw_losses
 from medssl.report.preview import preview as draw
 
 Array = NDArray[Any]
@@ -68,8 +74,10 @@ def denoise(
     *,
     method: str = "auto",
     quality: Quality | None = None,
-    sigma: float | str = "auto",
+    weights: str | Path | None = None,
+    sigma: float | str | Path | Image | Array = "auto",
     noise: str = "auto",
+    coils: float | None = None,
     strength: float | None = None,
     mask: str | Path | Image | Array | None = None,
     series: str | None = None,
@@ -99,8 +107,11 @@ def denoise(
         method: `auto`, a recipe's name, or a recipe file.
         quality: How much time the scan is worth where the method is `auto`: `fast`, `standard` (the
             default) or `high`.
-        sigma: Standard deviation of the noise in image units (HU for CT), or `auto`.
-        noise: `auto`, `gaussian`, `rician`, `poisson` or `gamma`.
+        weights: Folder of a training (`train`), which brings its method; nothing is learnt then.
+        sigma: Standard deviation of the noise in image units (HU for CT), a map of it on the
+            image's grid (NIfTI file, `Image` or array), or `auto`.
+        noise: `auto`, `gaussian`, `rician`, `chi`, `poisson` or `gamma`.
+        coils: Receiver coils of `chi` whose squares were summed; None estimates them.
         strength: 0 gives the input back bit for bit, 1 the whole change; None is the recipe's.
         mask: Voxels that may change: where it is not 0, on the image's grid.
         series: Which DICOM series: number, UID, or text of its description.
@@ -128,11 +139,17 @@ def denoise(
     Raises:
         UsageError: The words of the call cannot be right.
         InputError: The scan is damaged or not one image.
+        WeightsError: The weights are missing, damaged, or made for other scans.
         MemoryLimitError: It does not fit.
         OutputError: The result cannot be put where it should go.
     """
-    words = estimate.asked(noise, sigma)
-    request = Request.of(method, settings or {}, words, strength, seed, quality)
+    mapped = sigma if isinstance(sigma, (Path, Image, np.ndarray)) else None
+    if isinstance(sigma, str) and sigma.endswith((".nii", ".nii.gz")):
+        mapped = Path(sigma)
+    number = sigma if mapped is None and isinstance(sigma, (str, int, float)) else "auto"
+    words = estimate.asked(noise, number, coils)
+    trained = None if weights is None else Path(weights)
+    request = Request.of(method, settings or {}, words, strength, seed, quality, trained)
     where = machine(device, memory, threads)
     run = Run("denoise", seed=seed)
     tell = progress or _say_nothing
@@ -145,6 +162,9 @@ def denoise(
             image = dataclasses.replace(image, b_values=known)
         template = image if like is None else read(like, series, limits)
         allowed = None if mask is None else _mask(mask, image, limits)
+        if mapped is not None:
+            words = estimate.with_map(words, _sigma_map(mapped, image, limits))
+            request = dataclasses.replace(request, noise=words)
     outputs = None
     if isinstance(x, (str, Path)):
         outputs = Outputs.named(
@@ -193,21 +213,118 @@ def denoise(
     return Denoised(outputs.image, ready.noise, ready.choice, run.qc, record, line, outputs.all)
 
 
+@dataclass(frozen=True, eq=False)
+class Trained:
+    """What `train` gives back."""
+
+    run: Path
+    """The folder of the run."""
+    record: Mapping[str, Any]
+    """What its `run.json` holds."""
+    refused: tuple[MedsslError, ...]
+    """Why some scans were passed over."""
+    warnings: tuple[str, ...]
+    line: str
+    """What was learnt, and from how much."""
+    files: tuple[Path, ...]
+    """What the folder holds, or would after a dry run."""
+
+
+def train(
+    data: str | Path,
+    out: str | Path,
+    recipe: str | None = None,
+    *,
+    steps: int | None = None,
+    noise: str = "auto",
+    settings: Mapping[str, Any] | None = None,
+    device: str = "auto",
+    memory: str | None = None,
+    threads: int | None = None,
+    seed: int = 0,
+    overwrite: bool = False,
+    resume: bool = False,
+    dry_run: bool = False,
+    progress: Progress | None = None,
+) -> Trained:
+    """Learn to denoise from many noisy scans, once; `denoise(weights=...)` uses what was learnt.
+
+    Each scan is scaled by its own noise, so that one net serves all scanners. Clean images are
+    neither needed nor used. Scans that cannot be used are passed over and listed in the run.
+
+    Args:
+        data: Folder of scans: NIfTI, DICOM series, pictures, NPY, at any depth.
+        out: Folder of the run.
+        recipe: `denoise/NAME` or the path of a YAML file; None goes on with the recipe of the run.
+        steps: Steps in all; None means the recipe's.
+        noise: Law of the noise of all scans, as for `denoise`.
+        settings: Dotted keys of the recipe with other values, as `{"train.batch": 8}`.
+        device: `auto`, `cpu`, `cuda`, `cuda:1`, `mps`.
+        memory: Upper bound such as `4GB`; None means what is free.
+        threads: CPU threads; None means all cores.
+        seed: Of every random number.
+        overwrite: Replace an earlier run.
+        resume: Go on where an earlier call stopped, if one did; bit for bit on the CPU.
+        dry_run: Look at the scans, decide everything, write nothing.
+        progress: Told the stage, how much is done, and how much there is.
+
+    Raises:
+        UsageError: The words of the call cannot be right, or are not those of the run.
+        InputError: No scan can be used.
+        WeightsError: What the run holds is damaged.
+        MemoryLimitError: A step does not fit.
+        OutputError: The run cannot be put where it should go.
+        QualityError: The loss is not finite.
+        InterruptedRunError: Interrupted, and saved.
+        TerminatedRunError: Asked by the system to end, and saved.
+    """
+    data, folder = Path(data), RunFolder(Path(out))
+    tell = progress or _say_nothing
+    if recipe is None:
+        if not resume or not folder.begun:
+            raise UsageError("no recipe is named", "give --recipe denoise/NAME")
+        wanted = Wanted.recorded(folder.record())
+    else:
+        changes = dict(settings or {}) | ({} if steps is None else {"train.steps": steps})
+        wanted = Wanted.of(recipe, changes, estimate.asked(noise, "auto"), seed)
+    where = machine(device, memory, threads)
+    folder.check(data, overwrite=overwrite, resume=resume)
+    tell("find scans", 0, 1)
+    found = find_scans(data, Limits(memory=where.memory))
+    done = train_on(
+        found, wanted, None if dry_run else folder, where, tell, resume=resume and not overwrite
+    )
+    if not dry_run:
+        with atomic.file(folder.loss_curve, overwrite=True) as sink:
+            sink.write(draw_losses(journal.read(folder.metrics)))
+    return Trained(
+        folder.path,
+        done.record,
+        done.refused,
+        done.warnings,
+        _learnt(done.record, wanted, dry_run),
+        folder.files,
+    )
+
+
 def info(path: str | Path, series: str | None = None) -> dict[str, Any]:
     """What a file or a folder holds, as plain values without identifiers.
 
     Args:
-        path: A scan, or a folder of DICOM series.
+        path: A scan, a folder of DICOM series, or the folder of a training.
         series: One of the series, by number, UID or description.
 
     Returns:
-        `{"series": [...]}` for DICOM, else `{"image": {...}}`.
+        `{"series": [...]}` for DICOM, `{"run": {...}}` for a training, else `{"image": {...}}`.
 
     Raises:
         InputError: Nothing readable, or damaged.
+        WeightsError: The weights of a training are damaged.
     """
     path = Path(path)
     with naming(path):
+        if RunFolder(path).begun:
+            return {"run": _run_facts(RunFolder(path))}
         if kind_of(path) == "dicom" and series is None:
             return {"series": [_series_facts(s) for s in list_series(path)]}
         return {"image": _image_facts(read(path, series))}
@@ -260,6 +377,20 @@ def _mask(mask: str | Path | Image | Array, image: Image, limits: Limits) -> NDA
     if not chosen.any():
         raise InputError("the mask is empty", "mark the voxels that may change with 1")
     return chosen
+
+
+def _sigma_map(given: Path | Image | Array, image: Image, limits: Limits) -> NDArray[np.float32]:
+    """(*spatial) standard deviation of the noise at each voxel."""
+    if isinstance(given, np.ndarray):
+        if given.shape != image.shape:
+            raise InputError(
+                f"the map of sigma has shape {given.shape}, the image {image.shape}",
+                "bring it onto the image's grid",
+            )
+        return given.astype(np.float32)
+    found = given if isinstance(given, Image) else read(given, None, limits)
+    refuse_other_grid(image, found, "map of sigma")
+    return found.data[0]
 
 
 def _write_extras(
@@ -323,6 +454,28 @@ def _record(ready: Prepared, run: Run, written: Written | None) -> dict[str, Any
     return plain(record)
 
 
+def _learnt(record: Mapping[str, Any], wanted: Wanted, dry_run: bool) -> str:
+    """What was learnt and from how much, in one line."""
+    seen, loss = record["seen"], record.get("loss", {})
+    line = (
+        f"{wanted.recipe.name}, {record['parameters']} parameters, "
+        f"{wanted.train.steps} steps on {seen['learnt']} scans"
+    )
+    line += f", {seen['tested']} kept for testing" if seen["tested"] else ""
+    line += f", {record['failed']} passed over" if record["failed"] else ""
+    if "held_out" in loss:
+        line += f", held-out loss {loss['held_out_at_first']:.4g} to {loss['held_out']:.4g}"
+    return f"would learn {line}" if dry_run else line
+
+
+def _run_facts(folder: RunFolder) -> dict[str, Any]:
+    """What a training left, its weights checked."""
+    record = folder.record()
+    if record.get("complete") is True:
+        Weights.load(folder.path, {})
+    return record | {"checkpoints": folder.steps()}
+
+
 def _series_facts(series: Series) -> dict[str, Any]:
     return {
         "number": series.number,
@@ -356,7 +509,12 @@ def _image_facts(image: Image) -> dict[str, Any]:
 def _derivation(run: Run) -> Derivation:
     """What a derived DICOM series says of itself."""
     settled = json.dumps(plain(run.recipe), sort_keys=True)
-    return Derivation(version=version("medssl"), method=run.method, parameters=settled)
+    return Derivation(
+        version=version("medssl"),
+        method=run.method,
+        parameters=settled,
+        weights_sha256=run.recipe.get("weights", {}).get("sha256"),
+    )
 
 
 def _names(outputs: Outputs | None) -> list[str]:

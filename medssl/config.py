@@ -1,6 +1,7 @@
 """Recipes: YAML to frozen dataclasses, and what recipes and methods there are. Never torch."""
 
 import ast
+import copy
 import dataclasses
 import difflib
 import importlib.resources
@@ -34,11 +35,28 @@ class Train:
     """Largest learning rate."""
     optimiser: Literal["adam", "adamw"] = "adam"
     weight_decay: float = 0.0
-    schedule: Literal["constant", "cosine", "onecycle"] = "constant"
+    beta_1: float = 0.9
+    """Decay of the mean gradient of Adam."""
+    schedule: Literal["constant", "cosine", "onecycle", "drops"] = "constant"
+    drops: int = 1
+    """How often, evenly spaced, "drops" multiplies the learning rate with `drop`."""
+    drop: float = 0.1
+    clip: float | None = None
+    """Largest norm of the gradient; null does not bound it."""
+    ema: float = 0.0
+    """Decay of the running mean of the weights that is kept in the end; 0 keeps the last ones."""
+    check_every: int | None = None
+    """Steps between looks at a held-back batch, whose best weights are kept; null never looks."""
     crop: int | None = None
-    """Side of the random square crops in voxels; null takes whole slices."""
+    """Side of the random square or cubic crops in voxels; null takes whole slices."""
     batch: int = 1
     """Crops in one step."""
+    slices: int = 4
+    """Slices of a volume, evenly spaced, that a method learns from which sees slices."""
+    held_out: float = 0.1
+    """Share of the patients of an archive that `medssl train` only tests on."""
+    save_every: int = 500
+    """Steps between two checkpoints of `medssl train`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,9 +77,13 @@ class Recipe:
     name: str
     """Of the recipe: its file name without `.yaml`."""
     method: str
-    """The module below `medssl/<task>/`."""
+    """The module below `medssl/<task>/`; `average` for a mean of other recipes."""
     values: Mapping[str, Any] = field(default_factory=dict)
     """Fields of the method's `Config`."""
+    average: tuple["Recipe", ...] = ()
+    """Recipes whose results are averaged; none for a method of its own."""
+    additions: tuple["Recipe", ...] = ()
+    """Recipes that join the average of a scan where they are expected to lower its error."""
     train: Train | None = None
     """None for a filter that learns nothing."""
     strength: float = 1.0
@@ -123,17 +145,79 @@ def load(task: str, name: str, changes: Mapping[str, Any] | None = None) -> Reci
             )
         file = importlib.resources.files("medssl.recipes") / task / f"{stem}.yaml"
     tree = parse(file.read_text(encoding="utf-8"), file.name)
-    for key, value in (changes or {}).items():
+    return _recipe(tree, task, stem, changes or {}, file.name)
+
+
+def recorded(tree: Mapping[str, Any], changes: Mapping[str, Any], where: str) -> Recipe:
+    """The recipe that `as_tree` wrote, with some of its values changed.
+
+    Args:
+        tree: Plain values.
+        changes: Dotted keys, as for `load`.
+        where: Name of the file, for messages.
+
+    Raises:
+        UsageError: Keys or values that no recipe has.
+    """
+    copied = copy.deepcopy(dict(tree))
+    task, name = copied.get("task"), str(copied.pop("name", ""))
+    if task not in TASKS:
+        raise UsageError(f"the task is {printable(task)!r}", "see recipes/", file=where)
+    return _recipe(copied, task, name, changes, where)
+
+
+def as_tree(recipe: Recipe, values: Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe as plain values, laid out like its file, with the `Config` as it was settled."""
+    tree = {
+        "task": recipe.task,
+        "name": recipe.name,
+        "method": {"name": recipe.method, **values},
+        "strength": recipe.strength,
+        "seed": recipe.seed,
+    }
+    return tree if recipe.train is None else tree | {"train": dataclasses.asdict(recipe.train)}
+
+
+def _recipe(
+    tree: dict[str, Any], task: str, name: str, changes: Mapping[str, Any], where: str
+) -> Recipe:
+    """A recipe from the tree of its file."""
+    for key, value in changes.items():
         _assign(tree, key, value)
+    if "average" in tree:
+        return _average(task, tree, name, where)
     method = tree.pop("method", None)
     if not isinstance(method, dict) or "name" not in method:
-        raise UsageError("a recipe needs `method: {name: ...}`", "see recipes/", file=file.name)
+        raise UsageError("a recipe needs `method: {name: ...}`", "see recipes/", file=where)
     found = str(method.pop("name")).replace("-", "_")
     if found not in methods(task):
         raise UsageError(
             f"there is no module medssl/{task}/{found}.py", nearest(found, methods(task))
         )
-    return construct(Recipe, tree | {"name": stem, "method": found, "values": method}, file.name)
+    return construct(Recipe, tree | {"name": name, "method": found, "values": method}, where)
+
+
+def _average(task: str, tree: dict[str, Any], stem: str, where: str) -> Recipe:
+    """A mean of recipes: names, or mappings of a `name` and other values of its method."""
+    if "method" in tree:
+        raise UsageError(f"{stem} averages methods", "change one of them alone", file=where)
+    for key in ("average", "additions"):
+        words, members = tree.get(key, []), []
+        if not isinstance(words, list):
+            raise UsageError(f"{key} is not a list of recipes", "see recipes/", file=where)
+        for word in words:
+            values = dict(word) if isinstance(word, dict) else {"name": word}
+            name = str(values.pop("name", ""))
+            if name.replace("-", "_") == stem:
+                raise UsageError(f"{stem} averages itself", "name other recipes", file=where)
+            member = load(task, name, {f"method.{k}": v for k, v in values.items()})
+            if member.average:
+                raise UsageError(f"{name} is an average itself", "name its members", file=where)
+            members.append(member)
+        tree[key] = tuple(members)
+    if not tree["average"]:
+        raise UsageError("average is empty", "name at least one recipe", file=where)
+    return construct(Recipe, tree | {"name": stem, "method": "average"}, where)
 
 
 def parse(text: str, name: str) -> dict[str, Any]:

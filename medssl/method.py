@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 from torch import Tensor, nn
 
@@ -10,6 +10,10 @@ from medssl.core.batch import Noisy
 
 Domain = Literal["stabilised", "unit"]
 """What a restorer sees: unit noise variance, or intensities scaled to about [0, 1]."""
+THIN = 4
+"""Slices below which a volume is a stack of pictures."""
+FAR_APART = 5.0
+"""Ratio of the distances of slices and voxels from which slices say little of each other."""
 
 Trust = Callable[[Tensor], tuple[Tensor, Tensor]]
 """From a restored image (*spatial) to the variance of the noise that was on it and a weight, 0 or
@@ -30,12 +34,22 @@ class Facts:
     """Voxel distances, mm."""
     correlated: bool = False
     """The noise has a spectrum."""
+    correlation: tuple[float, ...] = ()
+    """Correlation of the noise of neighbours along each axis; empty where not measured."""
     n_volumes: int = 1
     """Volumes of a series."""
     b_values: tuple[float, ...] | None = None
     """Diffusion weighting of each volume, s/mm^2; None where it is not known."""
     independent_slices: bool = False
     """Slices do not lie on one grid and must not be mixed."""
+
+    @property
+    def net_axes(self) -> Literal[2, 3]:
+        """Axes along which a net should look at once: 2 means slice by slice."""
+        apart = self.independent_slices or len(self.shape) < 3
+        if apart or self.shape[2] < THIN or self.spacing[2] > FAR_APART * min(self.spacing):
+            return 2
+        return 3
 
 
 class Method(nn.Module):
@@ -50,13 +64,22 @@ class Method(nn.Module):
 class Restorer(Method):
     """Noisy images in, clean images of the same shape out."""
 
-    domain: ClassVar[Domain] = "stabilised"
-    joint: ClassVar[bool] = False
+    domain: Domain = "stabilised"
+    joint: bool = False
     """Whether it sees all volumes of a series at once, as the channels of `batch.image`."""
+    crop_axes: Literal[2, 3] = 2
+    """Axes of the images that its loss takes: slices or volumes."""
 
     def restore(self, batch: Noisy) -> Tensor:
         """Clean images (B, C, *spatial), of the shape of `batch.image`."""
         raise NotImplementedError
+
+    def first(self, batch: Noisy) -> Tensor | None:
+        """An estimate that the method learns to improve on, made of whole slices; None for most.
+
+        It is handed to `loss` as `batch.estimate`.
+        """
+        return batch.estimate
 
     def settle(self, batches: Sequence[Noisy], trust: Trust) -> None:
         """Fix what follows from the scan as a whole, before its tiles are restored.

@@ -7,8 +7,34 @@ import torch
 from torch import Tensor
 
 
+@dataclass(frozen=True, eq=False)
+class Modulation:
+    """How the shape of a noise spectrum varies over an image.
+
+    Args:
+        factors: (*block, *nodes) standard deviation of each cosine coefficient relative to that of
+            the stationary spectrum; a block axis of 1 stands for all its frequencies.
+        nodes: Per image axis, ascending positions in voxels at which the factors are known; they
+            are interpolated linearly and constant beyond the ends.
+    """
+
+    factors: Tensor
+    nodes: tuple[Tensor, ...]
+
+    def weights(self, axis: int, at: Tensor) -> Tensor:
+        """(len(at), nodes) share of each node of an image axis in the value at each position."""
+        nodes = self.nodes[axis].to(at)
+        if len(nodes) == 1:
+            return at.new_ones(len(at), 1)
+        right = torch.searchsorted(nodes, at).clamp(1, len(nodes) - 1)
+        share = ((at - nodes[right - 1]) / (nodes[right] - nodes[right - 1])).clamp(0, 1)[:, None]
+        result = at.new_zeros(len(at), len(nodes))
+        result.scatter_(1, right[:, None] - 1, 1 - share)
+        return result.scatter_(1, right[:, None], share)
+
+
 class Spectrum(Protocol):
-    """Power spectrum of stationary noise, asked for in the transform that a filter uses."""
+    """Power spectrum of noise, asked for in the transform that a filter uses."""
 
     def dct_sigma(self, block: tuple[int, ...]) -> Tensor:
         """Standard deviation of each orthonormal DCT-II coefficient of a noise block.
@@ -21,6 +47,23 @@ class Spectrum(Protocol):
         """
         ...
 
+    def modulation(self, block: tuple[int, ...]) -> Modulation | None:
+        """How these standard deviations vary over the image; None where the spectrum does not.
+
+        Args:
+            block: Block size per spatial axis.
+        """
+        ...
+
+    def sample(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+        """Noise of this spectrum, (*shape), in a unit of its own.
+
+        Args:
+            shape: Voxels per spatial axis, from the first voxel that the spectrum is seen from.
+            generator: The source of chance.
+        """
+        ...
+
 
 @dataclass(frozen=True)
 class Noisy:
@@ -30,11 +73,21 @@ class Noisy:
         image: (B, C, *spatial) float32.
         sigma: Standard deviation of the noise in units of `image`, broadcastable to it; None
             means 1 everywhere (stabilised images).
-        spectrum: Power spectrum of the noise over frequencies; None means white.
+        spectrum: Power spectrum of the noise as seen from the first voxel of `image`; None means
+            white.
         generator: The one source of chance.
+        progress: Share of the training that is done, 0 to 1.
+        estimate: What another filter made of `image`, for methods that improve on one.
     """
 
     image: Tensor
     sigma: Tensor | None = None
     spectrum: Spectrum | None = None
     generator: torch.Generator | None = None
+    progress: float = 0.0
+    estimate: Tensor | None = None
+
+    @property
+    def level(self) -> Tensor | float:
+        """The standard deviation of the noise, broadcastable to the image; 1 where it is."""
+        return 1.0 if self.sigma is None else self.sigma

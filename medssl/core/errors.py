@@ -93,6 +93,20 @@ class QualityError(MedsslError):
     kind = "quality"
 
 
+class InterruptedRunError(MedsslError):
+    """A run that was interrupted from the keyboard and can be taken up again."""
+
+    code = 130
+    kind = "interrupted"
+
+
+class TerminatedRunError(MedsslError):
+    """A run that the system asked to end and that can be taken up again."""
+
+    code = 143
+    kind = "terminated"
+
+
 @contextlib.contextmanager
 def naming(file: str | PurePath) -> Iterator[None]:
     """Add the file's name to a refusal raised inside, unless it names one already."""

@@ -8,13 +8,14 @@ dropped; the result serves as the pilot g of an empirical Wiener pass, and that 
 .. math:: \hat x = \frac{\sum_w \omega_w T_w^{-1} a_w X_w}{\sum_w \omega_w 1_w}, \qquad
           a = \frac{g^2}{g^2 + s^2}, \quad a(0) = 1, \quad \omega = 1 \big/ \sum a^2 s^2 .
 
-With the bank, the last pass is combined with its relatives (sliding windows, the pass before, a
-Wiener pass of sliding windows, guided non-local means, the noisy image) by the weights of least
-estimated error (`medssl.physics.sure.let_weights`).
+With the bank, the last pass is combined with its relatives (stacks of smaller windows, a Wiener
+pass of sliding windows, guided non-local means near and wide, the noisy image) by the weights of
+least estimated error (`medssl.physics.sure.let_weights`).
 
 Departs from the papers: stacks are found on the noisy image first, not on a prefiltered one, which
 groups artefacts; without grouping windows slide by one voxel; only the mean is never shrunk; s
-follows a noise map and a noise spectrum where given; a second Wiener pass in three dimensions.
+follows a noise map and a noise spectrum where given, which for sliding windows may vary over the
+image; a second Wiener pass in three dimensions.
 Needs: the standard deviation of the noise (or stabilised images), and its spectrum if not white.
 Reference: Dabov, Foi, Katkovnik, Egiazarian. Image Denoising by Sparse 3-D Transform-Domain
 Collaborative Filtering. IEEE TIP 2007.
@@ -27,6 +28,7 @@ import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -48,10 +50,20 @@ STACKED_HARD = 2.7
 FLAT_LIMITS = (4.8, 0.6)
 """Largest mean squared difference of stacked windows of a picture in the first pass and later, in
 noise variances: noise alone makes 2. A volume has enough good matches without a limit."""
-MEANS_SEARCH = 2
-"""Reach of non-local means along each axis that windows have, voxels."""
-MEANS_WIDTH = 0.6
-"""Width of non-local means, noise standard deviations."""
+
+
+class Means(NamedTuple):
+    """Non-local means of the bank."""
+
+    search: int
+    """Reach along each axis that windows have, voxels."""
+    patch: int
+    """Reach of a patch, voxels."""
+    width: float
+    """Noise standard deviations."""
+
+
+MEANS = (Means(2, 1, 0.6), Means(4, 1, 0.5))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +76,8 @@ class Config:
     """Combine the last pass with its relatives; needs grouping."""
     block: tuple[int, ...] | None = None
     """Window, voxels per axis."""
+    side: int | None = None
+    """Side of sliding windows in the plane of the slices, where `block` is None."""
     step: tuple[int, ...] | int | None = None
     """Distance of windows, voxels."""
     search: tuple[int, ...] | None = None
@@ -92,14 +106,14 @@ class Config:
         if self.grouping:
             block, step, search = stack_for(shape, spacing)
         else:
-            block, step = block_for(shape, spacing, correlated)
+            block, step = block_for(shape, spacing, correlated, self.side)
         if self.block is not None:
-            step = (1,) * len(shape)
+            block, step = self.block, (1,) * len(shape)
         if isinstance(self.step, int):
-            step = (self.step,) * len(shape)
+            step = tuple(min(self.step, b) for b in block)
         return replace(
             self,
-            block=self.block or block,
+            block=block,
             step=self.step if isinstance(self.step, tuple) else step,
             search=self.search or search,
             hard=self.hard or (STACKED_HARD if self.grouping else SLIDING_HARD),
@@ -210,6 +224,7 @@ def _sliding(
         hard=SLIDING_HARD if config.grouping or config.hard is None else config.hard,
         sigma=sigma,
         coefficient_sigma=None if spectrum is None else spectrum.dct_sigma(block).to(y),
+        modulation=None if spectrum is None else spectrum.modulation(block),
         pilot=pilot,
     )
 
@@ -252,12 +267,26 @@ def _stacked(
 
 def _bank(z: Tensor, config: Config) -> list[Tensor]:
     """The last pass, its relatives, and the noisy image."""
-    *_, before, last = _stacked(z, None, None, config)
-    reach = tuple(0 if b == 1 else MEANS_SEARCH for b in _tuple(config.block))
-    patch = tuple(min(r, 1) for r in reach)
-    means = nonlocal_means(z, last, search=reach, patch=patch, width=MEANS_WIDTH)
-    again = _sliding(z, None, None, config, (last + means) / 2)
-    return [last, before, _sliding(z, None, None, config), again, means, z]
+    last = _stacked(z, None, None, config)[-1]
+    smaller = _stacked(z, None, None, _smaller(config))[-1]
+    near, wide = (
+        nonlocal_means(
+            z,
+            last,
+            search=tuple(0 if b == 1 else means.search for b in _tuple(config.block)),
+            patch=tuple(0 if b == 1 else means.patch for b in _tuple(config.block)),
+            width=means.width,
+        )
+        for means in MEANS
+    )
+    again = _sliding(z, None, None, config, (last + near) / 2)
+    return [last, smaller, again, near, wide, z]
+
+
+def _smaller(config: Config) -> Config:
+    """The same with windows of three quarters of the side, at every second voxel."""
+    block = tuple(max(3 * b // 4, 1) for b in _tuple(config.block))
+    return replace(config, block=block, step=tuple(min(2, b) for b in block))
 
 
 def _tuple(value: tuple[int, ...] | int | None) -> tuple[int, ...]:
@@ -266,7 +295,10 @@ def _tuple(value: tuple[int, ...] | int | None) -> tuple[int, ...]:
 
 
 def block_for(
-    shape: tuple[int, ...], spacing: tuple[float, ...], correlated: bool
+    shape: tuple[int, ...],
+    spacing: tuple[float, ...],
+    correlated: bool,
+    side: int | None = None,
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """The sliding window that suits a scan, whichever of its axes is the thick one.
 
@@ -274,19 +306,20 @@ def block_for(
         shape: Voxels along two or three axes.
         spacing: Voxel distances along the same axes, mm.
         correlated: Whether noise is correlated from pixel to pixel, as in CT.
+        side: Of the window in the plane of the slices; None chooses it.
 
     Returns:
         Block and step, voxels per axis.
     """
-    pixel = 2 if correlated else 1
+    plane = side or 8
     if len(shape) == 2:
-        return (8, 8), (pixel, pixel)
+        return (plane, plane), (1, 1)
     thick, ratio, apart = _thick_axis(shape, spacing)
     if apart:
-        return _along(thick, 8, 1), _along(thick, pixel, 1)
+        return _along(thick, plane, 1), (1, 1, 1)
     if correlated:
-        return _along(thick, 8, 4), _along(thick, pixel, 1)
-    return _along(thick, 4, 2 if ratio > 2.5 else 4), (1, 1, 1)
+        return _along(thick, plane, 4), _along(thick, 2, 1)
+    return _along(thick, side or 4, 2 if ratio > 2.5 else 4), (1, 1, 1)
 
 
 def stack_for(

@@ -24,7 +24,7 @@ Single-Image Denoising for Low-Dose CT with Attention-Guided Bilateral Filtering
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -33,7 +33,9 @@ from torch.nn.functional import avg_pool2d, conv2d, scaled_dot_product_attention
 from medssl.core.batch import Noisy
 from medssl.core.errors import InputError
 from medssl.method import Domain, Restorer
-from medssl.nets.bilateral import bilateral, reflected
+from medssl.nets.bilateral import bilateral
+from medssl.nets.borders import extended
+from medssl.nets.slices import as_batch, as_volume
 from medssl.nets.subsample import diagonal_pair, swap_most_similar
 
 LEAST_SIGMA = 1e-6
@@ -76,7 +78,7 @@ class Config:
 class Filter2Noise(Restorer):
     """A chain f of bilateral filters."""
 
-    domain: ClassVar[Domain] = "unit"
+    domain: Domain = "unit"
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -86,12 +88,12 @@ class Filter2Noise(Restorer):
 
     def loss(self, batch: Noisy) -> dict[str, Tensor]:
         """The terms of L on images (B, 1, x, y), means over pixels."""
-        y, noise = _extended(batch.image, MULTIPLE), self._strength(batch)
+        y, noise = extended(batch.image, MULTIPLE), self._strength(batch)
         g1, g2 = diagonal_pair(y)
         halves = torch.cat([swap_most_similar(g1), swap_most_similar(g2)])
         half_noise = None
         if noise is not None:
-            noise = _extended(noise, MULTIPLE)
+            noise = extended(noise, MULTIPLE)
             half_noise = avg_pool2d(noise, 2).repeat(2, 1, 1, 1)
         d1, d2 = self._filter(halves, half_noise)[0].chunk(2)
         h = self._filter(y, noise)[0]
@@ -138,13 +140,13 @@ class Filter2Noise(Restorer):
         given = None
         if sigma_maps is not None:
             deep = sigma_maps.expand(*sigma_maps.shape[:-1], depth)
-            given = [_as_batch(stage) for stage in deep.unbind(1)]
-        flat = None if noise is None else _as_batch(noise)
-        clean, maps = self._filter(_as_batch(image), flat, given)
-        clean = _as_volume(clean, depth)
+            given = [as_batch(stage) for stage in deep.unbind(1)]
+        flat = None if noise is None else as_batch(noise)
+        clean, maps = self._filter(as_batch(image), flat, given)
+        clean = as_volume(clean, depth)
         if sigma_maps is not None:
             return clean, sigma_maps
-        return clean, torch.stack([_as_volume(m, depth) for m in maps], dim=1)
+        return clean, torch.stack([as_volume(m, depth) for m in maps], dim=1)
 
     def halo(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """Whole slices for attention, else the reach of all stages; nothing across slices."""
@@ -227,7 +229,7 @@ class _Attention(nn.Module):
         """Images (B, 1, x, y) to widths (B, 3, patches x, patches y)."""
         del noise
         p = self.config.patch
-        whole = _extended(image, p)
+        whole = extended(image, p)
         grid = [n // p for n in whole.shape[2:]]
         patches = whole.reshape(-1, grid[0], p, grid[1], p).permute(0, 1, 3, 4, 2)
         f = patches.reshape(len(image), grid[0] * grid[1], p * p)
@@ -274,16 +276,6 @@ def _spread(widths: Tensor, image: Tensor, patch: int) -> Tensor:
     return widths
 
 
-def _extended(image: Tensor, multiple: int) -> Tensor:
-    """Images whose last two axes are reflected to a multiple."""
-    for axis in (-2, -1):
-        n = image.shape[axis]
-        if n % multiple:
-            stop = -(-n // multiple) * multiple
-            image = image.index_select(axis, reflected(n, 0, stop, image.device))
-    return image
-
-
 def _edges(image: Tensor) -> Tensor:
     """Difference of two normalised 7x7 Gaussians, zeros around the image."""
     line = torch.arange(-3.0, 4.0).to(image).square()
@@ -291,13 +283,3 @@ def _edges(image: Tensor) -> Tensor:
     narrow, wide = (torch.exp(-square / (2 * s**2)) for s in (9, 10))
     kernel = narrow / narrow.sum() - wide / wide.sum()
     return conv2d(image, kernel[None, None], padding=3)
-
-
-def _as_batch(volume: Tensor) -> Tensor:
-    """(B, C, x, y, z) to (B z, C, x, y)."""
-    return volume.movedim(-1, 1).flatten(0, 1)
-
-
-def _as_volume(slices: Tensor, depth: int) -> Tensor:
-    """(B z, C, x, y) to (B, C, x, y, z)."""
-    return slices.unflatten(0, (-1, depth)).movedim(1, -1)

@@ -23,7 +23,6 @@ Reference: Gavish, Donoho. Optimal Shrinkage of Singular Values. IEEE TIT 2017 (
 
 import math
 from dataclasses import dataclass, replace
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -82,7 +81,7 @@ class Config:
 class MPPCA(Restorer):
     """Local principal components of a series, without those of noise."""
 
-    joint: ClassVar[bool] = True
+    joint = True
 
     def __init__(self, config: Config) -> None:
         super().__init__()

@@ -17,7 +17,6 @@ Learning. NeurIPS 2020.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -80,7 +79,7 @@ class Config:
 class Patch2Self(Restorer):
     """Ridge regressions of each volume on the others of its group."""
 
-    joint: ClassVar[bool] = True
+    joint = True
     seen: Tensor
     """(N + 1, N + 1) products of the volumes and 1, from `settle`; empty before."""
 

@@ -8,6 +8,7 @@ import torch
 
 from medssl import config
 from medssl.config import Recipe
+from medssl.engine.ensemble import Ensemble
 from medssl.method import Facts, Method, Restorer
 
 
@@ -33,7 +34,18 @@ def build(recipe: Recipe, facts: Facts | None = None) -> tuple[Method, dict[str,
 
 
 def restorer(recipe: Recipe, facts: Facts | None = None) -> tuple[Restorer, dict[str, Any]]:
-    """The same for a recipe that restores images."""
+    """The same for a recipe that restores images, alone or as an average of others."""
+    if recipe.average:
+        base = [restorer(one, facts) for one in recipe.average]
+        more = [restorer(one, facts) for one in recipe.additions]
+        names = [one.name for one in recipe.additions]
+        values = {
+            "average": [
+                v | {"name": r.name} for r, (_, v) in zip(recipe.average, base, strict=True)
+            ],
+            "additions": [v | {"name": n} for n, (_, v) in zip(names, more, strict=True)],
+        }
+        return Ensemble([m for m, _ in base], [m for m, _ in more], names), values
     made, settled = build(recipe, facts)
     assert isinstance(made, Restorer)
     return made, settled

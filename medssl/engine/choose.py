@@ -20,9 +20,9 @@ DEFAULTS: dict[Quality, str] = {
 }
 """Recipes by quality."""
 CT_DEFAULTS: dict[Quality, str] = {
-    "fast": "collaborative_fast",
-    "standard": "collaborative_fast",
-    "high": "collaborative_fast",
+    "fast": "ct_fast",
+    "standard": "ct_auto",
+    "high": "ct_high",
 }
 """The same for CT, whose noise has a spectrum."""
 SERIES = "mppca"
@@ -82,6 +82,7 @@ def facts(image: Image, noise: NoiseEstimate) -> Facts:
         shape=image.shape,
         spacing=image.spacing,
         correlated=noise.spectrum is not None,
+        correlation=noise.correlation,
         n_volumes=image.data.shape[0] if image.channels == "time" else 1,
         b_values=image.b_values,
         independent_slices=getattr(image.origin, "independent_slices", False),

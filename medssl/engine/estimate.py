@@ -5,6 +5,7 @@ from pathlib import PurePath
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from medssl.core.errors import UsageError
@@ -13,10 +14,11 @@ from medssl.denoise.collaborative import block_for
 from medssl.engine.infer import read_tile
 from medssl.nets.sliding_dct import sliding_dct
 from medssl.physics.marchenko_pastur import SETTLED, sigma_map, window_for
-from medssl.physics.noise import Gaussian, NonCentralChi, Rician, law_named
+from medssl.physics.noise import Gaussian, Law, NonCentralChi, Rician, law_named
 from medssl.physics.noise_level import NoiseEstimate
 from medssl.physics.noise_level import estimate as estimate_level
-from medssl.physics.noise_psd import estimate_noise
+from medssl.physics.noise_local import local_powers, local_slices
+from medssl.physics.noise_psd import WINDOW, NoiseModel, body_cells, estimate_noise
 
 HU_AIR = -800.0
 """The first percentile of a CT lies below it, because there is air around a patient."""
@@ -27,6 +29,8 @@ LONG_SERIES = 16
 """Volumes from which noise is what they do not share."""
 VOXELS_FOR_VOLUME = 4
 """Voxels of a window for each volume, where noise is looked for: enough to set signal apart."""
+MOST_COILS = 64
+"""L beyond which nobody sums coils."""
 SERIES_VOLUMES = 4
 """Volumes of a series that the noise is learnt from."""
 FAST_THRESHOLD = 2.8
@@ -42,25 +46,55 @@ class Asked:
     law: str = "auto"
     sigma: float | None = None
     """Image units; None means estimate it."""
+    n_coils: float | None = None
+    """L of the law `chi`; None means estimate it."""
+    sigma_map: Tensor | None = None
+    """(*spatial) image units, instead of one number."""
 
 
-def asked(law: str, sigma: str | float) -> Asked:
-    """Check the words of `--noise` and `--sigma`.
+def asked(law: str, sigma: str | float, n_coils: float | None = None) -> Asked:
+    """Check the words of `--noise`, `--sigma` and `--coils`.
 
     Raises:
-        UsageError: Not a positive number, or a law that has no sigma.
+        UsageError: Not a positive number, a law that has no sigma or no coils, no such law.
     """
+    if law != "auto":
+        law_named(law)
+    if n_coils is not None and law != "chi":
+        raise UsageError(f"--coils goes with --noise chi, not {law}", "say --noise chi")
+    if n_coils is not None and not MOST_COILS >= n_coils >= 1:
+        raise UsageError(f"--coils is {n_coils:g}", f"give 1 to {MOST_COILS}")
     if sigma == "auto":
-        return Asked(law)
+        return Asked(law, n_coils=n_coils)
     try:
         value = float(sigma)
     except ValueError as error:
-        raise UsageError(f"--sigma is {sigma!r}", "give auto or a number in image units") from error
+        raise UsageError(
+            f"--sigma is {sigma!r}", "give auto, a number in image units, or a NIfTI map"
+        ) from error
     if not (np.isfinite(value) and value > 0):
         raise UsageError(f"--sigma is {value:g}", "give auto or a number above 0, in image units")
-    if law in ("poisson", "gamma"):
-        raise UsageError(f"--noise {law} has no sigma", "leave --sigma out, its level is estimated")
-    return Asked(law, value)
+    _has_sigma(law)
+    return Asked(law, value, n_coils)
+
+
+def with_map(words: Asked, sigma_map: NDArray[np.float32]) -> Asked:
+    """The same with the noise at each voxel.
+
+    Args:
+        words: What else was said.
+        sigma_map: (*spatial) standard deviation on the grid of the image, image units.
+
+    Raises:
+        UsageError: Values that are not positive numbers, or a law that has no sigma.
+    """
+    _has_sigma(words.law)
+    worst = float(np.min(np.where(np.isfinite(sigma_map), sigma_map, -np.inf)))
+    if not worst > 0:
+        raise UsageError(
+            "the map of --sigma has values that are not above 0", "fill it with a positive sigma"
+        )
+    return replace(words, sigma_map=torch.from_numpy(np.ascontiguousarray(sigma_map)))
 
 
 def modality(image: Image) -> str:
@@ -93,25 +127,43 @@ def estimate(image: Image, words: Asked) -> NoiseEstimate:
     _check_sigma(image, words.sigma)
     if image.modality == "CT" and words.law == "auto":
         return _ct(image, words)
-    if image.channels == "time" and image.data.shape[0] >= LONG_SERIES and words.sigma is None:
-        shared = _series(image, words.law)
+    given = words.sigma is not None or words.sigma_map is not None
+    if image.channels == "time" and image.data.shape[0] >= LONG_SERIES and not given:
+        shared = _series(image, words)
         if shared is not None:
             return shared
     channels = range(0, image.data.shape[0], max(1, image.data.shape[0] // SERIES_VOLUMES))
-    found = [_one(image, channel, words.law) for channel in channels]
+    found = [_one(image, channel, words) for channel in channels]
     middle = sorted(found, key=lambda e: e.sigma)[len(found) // 2]
-    if words.sigma is None:
+    if words.sigma_map is not None:
+        level = float(words.sigma_map.square().mean().sqrt())
+    elif words.sigma is not None:
+        level = words.sigma
+    else:
         return middle
     return replace(
         middle,
-        law=law_named(middle.law.name).rescaled(words.sigma),
-        sigma=words.sigma,
+        law=_at(middle.law, level),
+        sigma=level,
         sigma_error=0.0,
+        sigma_map=words.sigma_map,
         why=f"{middle.why}; sigma as given",
     )
 
 
-def _one(image: Image, channel: int, law: str) -> NoiseEstimate:
+def _at(law: Law, sigma: float) -> Law:
+    """A law at a given sigma; for counts and speckle, which have none, additive noise instead."""
+    if isinstance(law, Gaussian | Rician | NonCentralChi):
+        return replace(law, sigma=sigma)
+    return Gaussian(sigma)
+
+
+def _has_sigma(law: str) -> None:
+    if law in ("poisson", "gamma"):
+        raise UsageError(f"--noise {law} has no sigma", "leave --sigma out, its level is estimated")
+
+
+def _one(image: Image, channel: int, words: Asked) -> NoiseEstimate:
     """The noise of one volume by low-texture cells."""
     whole = tuple(slice(0, n) for n in image.shape)
     valid = None
@@ -125,16 +177,17 @@ def _one(image: Image, channel: int, law: str) -> NoiseEstimate:
     return estimate_level(
         read_tile(image, channel, whole),
         image.spacing,
-        law=law,
+        law=words.law,
         valid=valid,
         smooth=smooth,
         modality=image.modality,
+        n_coils=words.n_coils,
     )
 
 
-def _series(image: Image, law: str) -> NoiseEstimate | None:
+def _series(image: Image, words: Asked) -> NoiseEstimate | None:
     """The noise of many volumes by what they do not share; None where they share everything."""
-    first = _one(image, image.data.shape[0] // 2, law)
+    first = _one(image, image.data.shape[0] // 2, words)
     if not isinstance(first.law, Gaussian | Rician | NonCentralChi):
         return None
     planar = getattr(image.origin, "independent_slices", False)
@@ -160,36 +213,42 @@ def _ct(image: Image, words: Asked) -> NoiseEstimate:
     volume = torch.from_numpy(image.data[0])
     valid = None if image.valid is None else torch.from_numpy(image.valid[0])
     model = estimate_noise(volume, image.spacing, valid=valid)
-    plane = tuple(slice(0, n) for n in image.shape[:2])
-    residuals = []
-    for z in model.slices:
-        y = read_tile(image, 0, plane if len(image.shape) == 2 else (*plane, slice(z, z + 1)))
-        block, step = block_for(tuple(y.shape), image.spacing, correlated=True)
-        pilot = sliding_dct(
-            y,
-            block=block,
-            step=step,
-            hard=FAST_THRESHOLD,
-            sigma=torch.full((), max(model.level, LEAST_LEVEL)),
-            coefficient_sigma=model.dct_sigma(block),
-            wiener=False,
-        )
-        residuals.append((y - pilot).reshape(y.shape[:2]))
-    model = model.with_local_map(torch.stack(residuals, -1))
-    if words.sigma is not None:
-        model = replace(model, level=words.sigma)
+    model = _with_local_spectra(model, image)
+    level = words.sigma
+    if words.sigma_map is not None:
+        level = float(words.sigma_map.square().mean().sqrt())
+    if level is not None:
+        model = replace(model, level=level)
     warnings = [] if model.confident else ["too little flat tissue to be sure of the noise"]
     return NoiseEstimate(
         law=Gaussian(max(model.level, 1e-6)),
         confidence=1.0 if model.confident else "unsure",
         why="CT in HU: spectrum and local strength from the flattest tissue",
         sigma=model.level,
-        sigma_error=0.0 if words.sigma is not None else 0.1,
-        sigma_map=None,
+        sigma_error=0.1 if level is None else 0.0,
+        sigma_map=words.sigma_map,
         correlation=(),
         spectrum=model,
         warnings=tuple(warnings),
     )
+
+
+def _with_local_spectra(model: NoiseModel, image: Image) -> NoiseModel:
+    """The model with what varies over slices spread over the scan, where there is noise at all."""
+    if model.level <= LEAST_LEVEL or min(image.shape[:2]) < WINDOW:
+        return model
+    plane = tuple(slice(0, n) for n in image.shape[:2])
+    depth = image.shape[2] if len(image.shape) == 3 else 1
+    slices = local_slices(depth, image.spacing[2] if len(image.shape) == 3 else 1.0)
+    shape = model.dct_sigma((WINDOW, WINDOW))
+    powers, bodies = [], []
+    for z in slices:
+        y = read_tile(image, 0, plane if depth == 1 else (*plane, slice(z, z + 1)))
+        y = y.reshape(y.shape[:2])
+        sigma = model.local_sigma((0, 0, z), (*y.shape, z + 1))[..., 0]
+        powers.append(local_powers(y, sigma, shape))
+        bodies.append(body_cells(y))
+    return model.with_local_powers(torch.stack(powers, -1), torch.stack(bodies, -1), slices)
 
 
 def _check_sigma(image: Image, sigma: float | None) -> None:

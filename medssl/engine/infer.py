@@ -21,7 +21,7 @@ from medssl.engine.device import MIB, Machine
 from medssl.method import Restorer
 from medssl.physics.noise import NonCentralChi, Rician
 from medssl.physics.noise_level import NoiseEstimate
-from medssl.physics.noise_psd import BODY
+from medssl.physics.noise_psd import BODY, NoiseModel
 from medssl.physics.stabilise import Stabiliser
 
 LEAST_TILE_BYTES = 64 * MIB
@@ -85,12 +85,28 @@ class Scaling:
         return self.noise.sigma if self.method.domain == "stabilised" else self.high - self.low
 
     @property
+    def divided(self) -> bool:
+        """Whether stabilised images were divided by the strength of their noise at each voxel."""
+        mapped = self.noise.sigma_map is not None and self.noise.spectrum is None
+        return mapped and self.method.domain == "stabilised"
+
+    @property
     def floor(self) -> float:
         """Image units; what is not brighter is air."""
         if self.noise.spectrum is not None:
             return BODY
         law = self.noise.law
         return SIGNAL * law.sigma if isinstance(law, Rician | NonCentralChi) else -math.inf
+
+    @property
+    def level(self) -> float:
+        """The noise as a share of the range of values."""
+        return self.noise.sigma / (self.high - self.low)
+
+    @property
+    def brightest(self) -> float:
+        """The upper end of the range of values in the restorer's domain."""
+        return float(self.inward(torch.full((1,), self.high), None)[0])
 
     def inward(self, y: Tensor, sigma: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Image and noise standard deviation in the restorer's domain.
@@ -102,7 +118,7 @@ class Scaling:
         """
         relative = None if sigma is None else sigma / self.noise.sigma
         if self.method.domain == "stabilised":
-            if relative is not None and self.noise.sigma_map is not None:
+            if relative is not None and self.divided:
                 return self.stabiliser.forward(y / relative), None
             return self.stabiliser.forward(y), relative
         span = self.high - self.low
@@ -110,13 +126,10 @@ class Scaling:
         assert level is not None
         return (y - self.low) / span, level if relative is None else level / span
 
-    def outward(self, x: Tensor, sigma: Tensor | None = None) -> Tensor:
-        """The inverse of `inward` for a restored image, `sigma` as there."""
+    def outward(self, x: Tensor) -> Tensor:
+        """The inverse of `inward` for a restored image."""
         if self.method.domain == "stabilised":
-            restored = self.stabiliser.inverse(x)
-            if sigma is not None and self.noise.sigma_map is not None:
-                return restored * (sigma / self.noise.sigma)
-            return restored
+            return self.stabiliser.inverse(x)
         return x * (self.high - self.low) + self.low
 
     def trust(self, restored: Tensor) -> tuple[Tensor, Tensor]:
@@ -144,7 +157,10 @@ class Scaling:
 
 
 def scaling(method: Restorer, image: Image, noise: NoiseEstimate) -> Scaling:
-    """Scale for a restorer: CT has fixed bounds, other images their own range."""
+    """Scale for a restorer: CT has fixed bounds, other images their own range.
+
+    Counts and speckle keep their zero, without which they would obey another law.
+    """
     if image.modality == "CT":
         low, high = -1024.0, 3072.0
     else:
@@ -152,6 +168,8 @@ def scaling(method: Restorer, image: Image, noise: NoiseEstimate) -> Scaling:
         sample = image.data[(slice(None), *part)]
         sample = sample[np.isfinite(sample)]
         low, high = float(sample.min()), float(np.percentile(sample, 99.9))
+        if noise.law.name in ("poisson", "gamma"):
+            low = 0.0
         high = high if high > low else low + 1.0
     return Scaling(method, noise, Stabiliser(noise.law), low, high)
 
@@ -261,6 +279,11 @@ def local_sigma(noise: NoiseEstimate, part: tuple[slice, ...]) -> Tensor | None:
     return noise.spectrum.local_sigma([s.start for s in part], [s.stop for s in part])
 
 
+def seen_from(noise: NoiseEstimate, part: tuple[slice, ...]) -> NoiseModel | None:
+    """The spectrum of the noise for a part of the image; None where the noise is white."""
+    return None if noise.spectrum is None else noise.spectrum.within(part)
+
+
 def read_tile(image: Image, channel: int, part: tuple[slice, ...]) -> Tensor:
     """(*part) float32, contiguous, voxels that are not valid filled from their neighbours."""
     y = torch.from_numpy(np.ascontiguousarray(image.data[channel][part]))
@@ -284,7 +307,7 @@ def read_batch(
     sigma = None if sigma is None else sigma.to(device)
     z, level = scale.inward(y, sigma)
     level = None if level is None else level.to(device).expand(z.shape)[None]
-    return Noisy(z[None], level, scale.noise.spectrum, generator), sigma
+    return Noisy(z[None], level, seen_from(scale.noise, part), generator), sigma
 
 
 def _restored(
@@ -296,8 +319,10 @@ def _restored(
     batch, sigma = read_batch(scale, image, volumes, tile.read, device, generator)
     core = (slice(None), *tile.inner)
     with torch.no_grad():
-        restored = scale.method.restore(batch)[0][core]
-        x = scale.outward(restored, None if sigma is None else sigma[tile.inner])
+        x = scale.outward(scale.method.restore(batch)[0][core])
+        if scale.divided:
+            assert sigma is not None
+            x *= sigma[tile.inner].to(x) / scale.noise.sigma
     return x.cpu().numpy()
 
 

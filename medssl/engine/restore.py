@@ -1,32 +1,48 @@
 """One image through noise estimate, choice, fit and tiles; no file is touched."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+import itertools
+import math
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from medssl import config
 from medssl.config import Recipe, Train
+from medssl.core.batch import Noisy
 from medssl.core.errors import UsageError
 from medssl.core.image import Image
 from medssl.core.run import Run
-from medssl.data.patches import crops
+from medssl.data.patches import HELD, crops, one
 from medssl.engine import choose, estimate, infer
+from medssl.engine.audit import audit
 from medssl.engine.build import restorer
 from medssl.engine.device import Machine
+from medssl.engine.ensemble import Ensemble
 from medssl.engine.fit import fit
 from medssl.engine.predict import predict
 from medssl.engine.settle import settle
+from medssl.engine.weights import Trained
+from medssl.method import Restorer
 from medssl.metrics.residual import residual
 from medssl.physics.noise_level import NoiseEstimate
 
 Progress = Callable[[str, int, int], None]
 """Told the stage, how much is done, and how much there is."""
-SLICES_TO_LEARN_FROM = 4
+VOXELS_TO_LEARN_FROM = 1 << 24
+"""Of a volume, held in memory while a method that sees volumes is fitted: 64 MiB."""
+BLOCK = 96
+"""Side of the blocks that are taken from a larger volume, voxels."""
+HELD_CROPS = 4
+"""Crops in the batch that is looked at and not learnt from."""
+LEAST_REMOVED = 0.1
+"""Share of the standard deviation of the noise; a method that takes less away does nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +56,8 @@ class Request:
     noise: estimate.Asked = field(default_factory=estimate.Asked)
     strength: float | None = None
     seed: int = 0
+    weights: Trained | None = None
+    """Of an earlier training, in place of a fit to the scan."""
 
     @classmethod
     def of(
@@ -50,6 +68,7 @@ class Request:
         strength: float | None,
         seed: int,
         quality: choose.Quality | None = None,
+        weights: Path | None = None,
     ) -> "Request":
         """Check the words before anything is read.
 
@@ -60,12 +79,19 @@ class Request:
             strength: Share of the change; None means the recipe's.
             seed: Of every random number.
             quality: How much time a scan is worth, where the method is `auto`.
+            weights: Folder of a training, which brings its own recipe.
 
         Raises:
             UsageError: No such recipe, a key it does not have, a strength outside 0 to 1.
+            WeightsError: Missing or damaged weights.
         """
         if strength is not None and not 0 <= strength <= 1:
             raise UsageError(f"--strength is {strength:g}", "give 0 (nothing) to 1 (all)")
+        if weights is not None:
+            if method != "auto" or quality is not None:
+                raise UsageError("--weights brings its own method", "name one")
+            trained = Trained.load(weights, settings)
+            return cls(recipe=None, noise=noise, strength=strength, seed=seed, weights=trained)
         recipe = None
         if method != "auto":
             if quality is not None:
@@ -85,6 +111,8 @@ class Request:
 
     def chosen(self, noise: NoiseEstimate) -> Recipe:
         """The recipe that was asked for, or the one that suits the noise."""
+        if self.weights is not None:
+            return self.weights.recipe
         if self.recipe is not None:
             return self.recipe
         return config.load("denoise", choose.default(noise, self.quality), self.settings)
@@ -144,11 +172,16 @@ def prepare(image: Image, request: Request, machine: Machine, run: Run) -> Prepa
     named = request.recipe is not None
     choice = choose.choose(noise, request.chosen(noise), named, request.strength)
     declined = choose.reason_to_decline(image, noise)
-    free = not named and not request.settings
+    facts, trained = choose.facts(image, noise), request.weights
+    free = not named and not request.settings and trained is None
     if free and declined is None and choose.together(image, noise):
         with run.stage("choose"):
             choice = _for_series(image, noise, choice, machine, run.seed)
-    method, settled = restorer(choice.recipe, choose.facts(image, noise))
+    if trained is None:
+        method, settled = restorer(choice.recipe, facts)
+    else:
+        method, settled = trained.build()
+        choice = dataclasses.replace(choice, why=f"weights of {trained.seen.learnt} other scans")
     plan = infer.plan(method, image, machine)
     run.method, run.why = choice.recipe.name, choice.why
     train = choice.recipe.train
@@ -164,6 +197,10 @@ def prepare(image: Image, request: Request, machine: Machine, run: Run) -> Prepa
     if declined is not None:
         run.warn(f"left as it is: {declined}")
     scale = infer.scaling(method, image, noise) if declined is None else None
+    if trained is not None:
+        run.recipe["weights"] = trained.as_dict()
+        if scale is not None:
+            run.warn(*trained.check(scale, image.modality, facts))
     return Prepared(image, noise, choice, scale, plan, declined)
 
 
@@ -182,15 +219,20 @@ def restore(
     if scale is None or choice.strength == 0:
         return image.data
     scale.method.to(ready.plan.device)
-    if choice.recipe.train is not None:
+    for learner, train in _learners(scale.method, choice.recipe):
         with run.stage("fit"):
-            _fit(ready, scale, choice.recipe.train, run.seed, progress)
+            _fit(ready, scale, learner, train, run.seed, progress)
     device = torch.device(ready.plan.device)
     with run.stage("settle"):
         settle(scale, image, device, run.seed)
     with run.stage("predict"):
         expected = predict(scale, image, device, run.seed, choice.strength)
     run.qc["predicted"] = expected.as_dict()
+    if isinstance(scale.method, Ensemble) and scale.method.judged:
+        run.qc["additions"] = scale.method.as_dict()
+    if choice.named and expected.removed < (LEAST_REMOVED * choice.strength) ** 2:
+        share = f"{LEAST_REMOVED:.0%}".replace("%", " %")
+        run.warn(f"{run.method} removed < {share} of the estimated noise; use --method auto")
     if expected.doubt is not None and choice.named:
         run.warn(f"{expected.doubt}; compare with --method auto")
     elif expected.doubt is not None:
@@ -208,6 +250,11 @@ def restore(
         )
     run.warn(*notes)
     middle = image.data.shape[0] // 2 if image.channels == "time" else 0
+    with run.stage("audit"):
+        seen = audit(scale, image, data, choice.strength, run.seed)
+    if seen is not None:
+        run.qc["audit"] = seen.as_dict()
+        run.warn(*seen.warnings)
     run.qc["residual"] = residual(image.data[middle], data[middle], ready.noise.sigma).as_dict()
     return data
 
@@ -250,23 +297,99 @@ def _for_series(
     return dataclasses.replace(chosen, why=why)
 
 
+def _learners(method: Restorer, recipe: Recipe) -> Iterator[tuple[Restorer, Train]]:
+    """What learns from the scan: the method, or members of an average."""
+    if isinstance(method, Ensemble):
+        members = (*method.base, *method.additions.values())
+        for member, its in zip(members, (*recipe.average, *recipe.additions), strict=True):
+            yield from _learners(member, its)
+    elif recipe.train is not None:
+        yield method, recipe.train
+
+
 def _fit(
-    ready: Prepared, scale: infer.Scaling, train: Train, seed: int, progress: Progress
+    ready: Prepared,
+    whole: infer.Scaling,
+    method: Restorer,
+    train: Train,
+    seed: int,
+    progress: Progress,
 ) -> None:
-    """Fit the method to a few slices of its own image."""
-    image, device = ready.image, torch.device(ready.plan.device)
-    n = image.shape[2] if len(image.shape) == 3 else 1
-    picks = np.unique(np.linspace(0, n - 1, SLICES_TO_LEARN_FROM + 2).astype(int)[1:-1])
-    slices, sigmas = [], []
-    for k in picks:
-        part = tuple(slice(0, m) for m in image.shape[:2])
-        part += (slice(int(k), int(k) + 1),) if len(image.shape) == 3 else ()
-        y = infer.read_tile(image, 0, part).to(device)
+    """Fit a method, or a member of the whole, to parts of its own image."""
+    scale = dataclasses.replace(whole, method=method)
+    device = torch.device(ready.plan.device)
+    volumes = method.crop_axes == 3
+    shape = ready.image.shape
+    images, sigmas, estimates = [], [], []
+    for part in _blocks(shape) if volumes else _slices(shape, train.slices):
+        y = infer.read_tile(ready.image, 0, part).to(device)
         sigma = infer.local_sigma(ready.noise, part)
         u, level = scale.inward(y, None if sigma is None else sigma.to(device))
-        slices.append(u.reshape(u.shape[:2]))
-        sigmas.append(None if level is None else level.expand(u.shape).reshape(u.shape[:2]))
-    batches = crops(
-        slices, sigmas, size=train.crop, count=train.batch, steps=train.steps, seed=seed
+        form = u.shape if volumes else u.shape[:2]
+        images.append(u.reshape(form))
+        sigmas.append(None if level is None else level.expand(u.shape).reshape(form))
+        estimates.append(_first(ready, whole, method, images[-1], sigmas[-1], part))
+    size, count = train.crop, train.batch
+    known = [e for e in estimates if e is not None]
+
+    def improving(batch: Noisy, estimate: Callable[[], Noisy]) -> Noisy:
+        """The batch with what the method starts from; the same seed cuts the same windows."""
+        return dataclasses.replace(batch, estimate=estimate().image) if known else batch
+
+    def batches(of: list[Tensor]) -> Iterator[Noisy]:
+        return crops(of, sigmas, size=size, count=count, steps=train.steps, seed=seed)
+
+    def held(of: list[Tensor]) -> Noisy:
+        return one(of, sigmas, size=size, count=HELD_CROPS, seed=seed, step=HELD, progress=1.0)
+
+    first = batches(known) if known else iter(())
+    fit(
+        method,
+        (improving(batch, lambda: next(first)) for batch in batches(images)),
+        train,
+        lambda step, steps, _: progress("fit", step, steps),
+        held=lambda: improving(held(images), lambda: held(known)),
     )
-    fit(scale.method, batches, train, lambda step, steps, _: progress("fit", step, steps))
+
+
+def _slices(shape: tuple[int, ...], most: int) -> list[tuple[slice, ...]]:
+    """Slices along the third axis, evenly spaced."""
+    if len(shape) == 2:
+        return [tuple(slice(0, n) for n in shape)]
+    picks = np.unique(np.linspace(0, shape[2] - 1, most + 2).astype(int)[1:-1])
+    return [(slice(0, shape[0]), slice(0, shape[1]), slice(int(k), int(k) + 1)) for k in picks]
+
+
+def _blocks(shape: tuple[int, ...]) -> list[tuple[slice, ...]]:
+    """Blocks of a volume, evenly spaced: all of it if it is not large."""
+    if math.prod(shape) <= VOXELS_TO_LEARN_FROM:
+        return [tuple(slice(0, n) for n in shape)]
+    sides = [min(BLOCK, n) for n in shape]
+    corners = [
+        [(n - side) * k // max(1, -(-n // side) - 1) for k in range(-(-n // side))]
+        for n, side in zip(shape, sides, strict=True)
+    ]
+    every = list(itertools.product(*corners))
+    most = min(len(every), max(1, VOXELS_TO_LEARN_FROM // math.prod(sides)))
+    picks = np.unique(np.linspace(0, len(every) - 1, most).round().astype(int))
+    return [
+        tuple(slice(c, c + side) for c, side in zip(every[k], sides, strict=True)) for k in picks
+    ]
+
+
+def _first(
+    ready: Prepared,
+    whole: infer.Scaling,
+    method: Restorer,
+    u: Tensor,
+    sigma: Tensor | None,
+    part: tuple[slice, ...],
+) -> Tensor | None:
+    """What a method starts from on a slice (x, y) in its domain, made by what it is part of."""
+    spectrum = infer.seen_from(ready.noise, part)
+    batch = Noisy(u[None, None], None if sigma is None else sigma[None, None], spectrum)
+    with torch.no_grad():
+        if method is not whole.method and method.first(batch) is not None:
+            batch = dataclasses.replace(batch, estimate=whole.method.first(batch))
+        estimate = method.first(batch)
+    return None if estimate is None else estimate[0, 0]

@@ -109,6 +109,24 @@ def remove(target: Path) -> None:
         target.unlink(missing_ok=True)
 
 
+def make_folder(target: Path) -> None:
+    """A folder that fills while a run goes on; one that exists stays as it is."""
+    with _refusals(target):
+        target.mkdir(exist_ok=True)
+        _sync_folder(target.parent)
+
+
+def remove_if_empty(target: Path) -> None:
+    """Remove a folder that holds nothing."""
+    with contextlib.suppress(OSError):
+        target.rmdir()
+
+
+def remove_folder(target: Path) -> None:
+    """Remove a folder with all that it holds; what cannot be removed stays."""
+    shutil.rmtree(target, ignore_errors=True)
+
+
 def _taken(target: Path) -> bool:
     """Whether something would be lost; an empty folder is nothing."""
     if target.is_dir():

@@ -27,6 +27,8 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from medssl.nets.borders import reflected
+
 LEAST_WEIGHT = 1e-8
 """Added to the sum of weights."""
 
@@ -133,15 +135,6 @@ def _shifted(padded: Tensor, offset: Sequence[int], reach: Sequence[int], image:
     for axis, (d, r) in enumerate(zip(offset, reach, strict=True), 2):
         padded = padded.narrow(axis, r + d, image.shape[axis])
     return padded
-
-
-def reflected(n: int, start: int, stop: int, device: torch.device) -> Tensor:
-    """Voxels of an axis of n seen at positions start .. stop - 1, the edge not repeated."""
-    position = torch.arange(start, stop, device=device)
-    if n == 1:
-        return torch.zeros_like(position)
-    position = position % (2 * n - 2)
-    return torch.minimum(position, 2 * n - 2 - position)
 
 
 def _padded(image: Tensor, reach: Sequence[int]) -> Tensor:

@@ -90,14 +90,15 @@ class Windows:
             n = len(starts)
             odd = n > 1 and starts[-1] - starts[-2] != step
             runs.append([(0, n - odd), *([(n - 1, n)] if odd else [])])
-        edge = max(1, round(most ** (1 / sum(n > 1 for n in self.shape))) if most > 1 else 1)
+        sides, left = [1, 1, 1], float(most)
+        for done, axis in enumerate(sorted(range(3), key=lambda k: self.count[k])):
+            sides[axis] = min(self.count[axis], max(1, int(left ** (1 / (3 - done)))))
+            left /= sides[axis]
         for run in itertools.product(*runs):
-            cut = []
-            for axis, (first, last) in enumerate(run):
-                side = (
-                    edge if axis < 2 else max(1, most // edge ** sum(n > 1 for n in self.shape[:2]))
-                )
-                cut.append([(k, min(k + side, last)) for k in range(first, last, side)])
+            cut = [
+                [(k, min(k + side, last)) for k in range(first, last, side)]
+                for (first, last), side in zip(run, sides, strict=True)
+            ]
             for part in itertools.product(*cut):
                 yield _Box(self, tuple(part))
 

@@ -14,13 +14,14 @@ matrix product does the rest. Windows are visited in chunks that stay in the cac
 
 import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn.functional import hardshrink
 
+from medssl.core.batch import Modulation
 from medssl.nets.workers import each
 
 CHUNK = {"cpu": 1 << 19, "cuda": 1 << 25}
@@ -39,6 +40,7 @@ def sliding_dct(
     hard: float,
     sigma: Tensor | None = None,
     coefficient_sigma: Tensor | None = None,
+    modulation: Modulation | None = None,
     wiener: bool = True,
     pilot: Tensor | None = None,
 ) -> Tensor:
@@ -56,6 +58,7 @@ def sliding_dct(
         sigma: Noise standard deviation, image units, broadcastable to `image`, read at the centre
             of each window; None means 1.
         coefficient_sigma: (*block) noise of each coefficient relative to `sigma`; None means white.
+        modulation: Factors of `coefficient_sigma` that vary over the image; None means none.
         wiener: Whether pass 2 follows pass 1.
         pilot: (*spatial) estimate of the clean image for pass 2; None takes that of pass 1.
 
@@ -80,6 +83,7 @@ def sliding_dct(
             hard=hard,
             sigma=sigma if sigma is None or sigma.ndim == 0 else sigma[None],
             coefficient_sigma=None if coefficient_sigma is None else coefficient_sigma[None],
+            modulation=None if modulation is None else _with_depth(modulation),
             wiener=wiener,
             pilot=None if pilot is None else pilot[None],
         )
@@ -92,7 +96,8 @@ def sliding_dct(
     local = None if sigma is None or sigma.ndim == 0 else sigma.detach().permute(order)
     level = 1.0 if sigma is None or sigma.ndim > 0 else max(float(sigma), LEAST_SIGMA)
     shape = None if coefficient_sigma is None else coefficient_sigma.detach().permute(order)
-    windows = _Windows((axes[0], axes[1], axes[2]), level, shape, image)
+    varying = None if modulation is None else _Varying.of(modulation, order, axes, image)
+    windows = _Windows((axes[0], axes[1], axes[2]), level, shape, varying, image)
     with torch.no_grad():
         if pilot is None:
             result = _average(noisy, None, local, hard, windows)
@@ -202,6 +207,36 @@ def _parts(axes: tuple[_Axis, _Axis, _Axis], chunk: int) -> Iterator[_Part]:
             yield _Part(axes, (i, j, 0), (min(i + k0, n0), min(j + k1, n1), n2))
 
 
+@dataclass(frozen=True)
+class _Varying:
+    """Noise of coefficients whose shape varies over the image."""
+
+    factors: Tensor
+    """(b1 b2, b0 or 1, nodes 0, nodes 1, nodes 2)."""
+    weights: tuple[Tensor, ...]
+    """Per axis (windows, nodes), linear interpolation at the centre of each window."""
+
+    @classmethod
+    def of(
+        cls, modulation: Modulation, order: Sequence[int], axes: Sequence[_Axis], like: Tensor
+    ) -> "_Varying":
+        """The same for axes in another order, where the image is."""
+        factors = modulation.factors.to(like).permute(*order, *(3 + k for k in order))
+        b0, b1, b2 = factors.shape[0], axes[1].block, axes[2].block
+        factors = factors.expand(b0, b1, b2, *factors.shape[3:]).permute(1, 2, 0, 3, 4, 5)
+        weights = []
+        for axis, k in zip(axes, order, strict=True):
+            centre = torch.arange(axis.count) * axis.step - axis.pad + (axis.block - 1) / 2
+            weights.append(modulation.weights(k, centre).to(like))
+        return cls(factors.reshape(b1 * b2, *factors.shape[2:]).contiguous(), tuple(weights))
+
+    def at(self, part: _Part) -> Tensor:
+        """(b1 b2, b0 or 1, k0, k1, k2) factors in the windows of a part."""
+        rows = [w[f:n] for w, f, n in zip(self.weights, part.first, part.last, strict=True)]
+        values = torch.einsum("kn,abnmw->abkmw", rows[0], self.factors)
+        return torch.matmul(torch.matmul(rows[1], values), rows[2].T)
+
+
 class _Windows:
     """Orthonormal DCT of windows, in units of the noise of each coefficient.
 
@@ -210,9 +245,15 @@ class _Windows:
     """
 
     def __init__(
-        self, axes: tuple[_Axis, _Axis, _Axis], level: float, shape: Tensor | None, like: Tensor
+        self,
+        axes: tuple[_Axis, _Axis, _Axis],
+        level: float,
+        shape: Tensor | None,
+        varying: "_Varying | None",
+        like: Tensor,
     ) -> None:
         self.axes = axes
+        self.varying = varying
         b0, b1, b2 = (axis.block for axis in axes)
         self.outer = cosines(b0).to(like) / level
         self.back = cosines(b0).T.to(like) * level
@@ -224,8 +265,28 @@ class _Windows:
             self.shape = flat.reshape(b1 * b2, b0, 1, 1, 1)
             self.power = self.power * flat.reshape(1, -1).square()
 
-    def forward(self, box: Tensor, local: Tensor | None) -> Tensor:
-        """(*reach) voxels to coefficients; `local` (k0, k1, k2) is the noise at each window."""
+    def noise(self, part: _Part, local: Tensor | None) -> Tensor | None:
+        """Local noise in the windows of a part, (k0, k1, k2) or (b1 b2, b0 or 1, k0, k1, k2)."""
+        level = None if local is None else part.at_centre(local).clamp_min(LEAST_SIGMA)
+        if self.varying is None:
+            return level
+        factors = self.varying.at(part)
+        return factors if level is None else factors.mul_(level)
+
+    def weight(self, gain: Tensor, noise: Tensor | None) -> Tensor:
+        """(k0, k1, k2) inverse noise variance of windows, given the squared gains of coefficients.
+
+        `gain` is not left as it was.
+        """
+        if noise is not None and noise.ndim > 3:
+            gain *= noise.square()
+        weight = (self.power @ gain.view(self.power.shape[1], -1)).view(gain.shape[2:])
+        if noise is not None and noise.ndim == 3:
+            weight *= noise.square()
+        return weight.reciprocal_()
+
+    def forward(self, box: Tensor, noise: Tensor | None) -> Tensor:
+        """(*reach) voxels to coefficients."""
         a0, a1, a2 = self.axes
         k0, k1, k2 = (a.holds(n) for a, n in zip(self.axes, box.shape, strict=True))
         m, w = box.shape[1:]
@@ -237,8 +298,8 @@ class _Windows:
         c = c.view(a1.block * a2.block, a0.block, k0, k1, k2)
         if self.shape is not None:
             c /= self.shape
-        if local is not None:
-            c /= local
+        if noise is not None:
+            c /= noise
         return c
 
     def adjoint(self, c: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -265,6 +326,14 @@ class _Windows:
         return values, weight
 
 
+def _with_depth(modulation: Modulation) -> Modulation:
+    """The same for one slice, a first axis of 1 before those of block and nodes."""
+    factors = modulation.factors
+    n = factors.ndim // 2
+    nodes = (torch.zeros(1), *modulation.nodes)
+    return Modulation(factors.unflatten(n, (1, -1))[None], nodes)
+
+
 def _average(
     noisy: Tensor, pilot: Tensor | None, local: Tensor | None, hard: float, windows: _Windows
 ) -> Tensor:
@@ -273,7 +342,7 @@ def _average(
     values, weights = noisy.new_zeros(padded), noisy.new_zeros(padded)
 
     def filtered(part: _Part) -> tuple[_Part, Tensor, Tensor]:
-        noise = None if local is None else part.at_centre(local).clamp_min(LEAST_SIGMA)
+        noise = windows.noise(part, local)
         c = windows.forward(part.read(noisy), noise)
         if pilot is None:
             mean = c[0, 0].clone()
@@ -287,13 +356,10 @@ def _average(
             gain[0, 0] = 1
             c *= gain
             gain.square_()
-        weight = (windows.power @ gain.view(windows.power.shape[1], -1)).view(c.shape[2:])
-        weight.reciprocal_()
-        if noise is None:
-            c *= weight
-        else:
-            c *= weight / noise
-            weight /= noise.square()
+        weight = windows.weight(gain, noise)
+        c *= weight
+        if noise is not None:
+            c *= noise
         return part, *windows.adjoint(c, weight)
 
     def add(piece: tuple[_Part, Tensor, Tensor]) -> None:

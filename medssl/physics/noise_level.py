@@ -1,12 +1,8 @@
 r"""How strong the noise of a scan is, and by which law: from the scan alone.
 
-The finest diagonal Haar detail h (along all axes at once) sees noise and hardly any anatomy. In the
-stabilised domain its standard deviation must be 1, which fixes the level s by iteration,
-
-.. math:: s \leftarrow s \cdot \frac{\mathrm{median} |h|}{0.6745} .
-
-What anatomy it does see biases s upwards. So the scan is denoised with that level, the quarter of
-the cells with the least gradient is kept, and the level is found again there, until it settles.
+The finest diagonal Haar detail (along all axes at once) sees noise and hardly any anatomy. Its
+spread over the signal, measured where the denoised scan is flat, says which law the noise follows
+and how strong it is (`medssl.physics.noise_law`).
 """
 
 import math
@@ -14,47 +10,57 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from medssl.core.errors import InputError
 from medssl.core.random import stream
-from medssl.physics.noise import Gamma, Gaussian, Law, NonCentralChi, Poisson, Rician, law_named
+from medssl.physics.noise import Gaussian, Law, LawName, NonCentralChi, Poisson, Rician, law_named
+from medssl.physics.noise_law import (
+    MAD_ERROR,
+    SURE,
+    Profile,
+    Verdict,
+    fitted,
+    judged,
+    profile,
+)
+from medssl.physics.noise_map import relative_map
 from medssl.physics.noise_psd import NoiseModel
 from medssl.physics.stabilise import Stabiliser
 
-MAD = 0.674490
-"""Median of |n| of a standard normal n."""
-MAD_ERROR = 1.1664
-"""Relative standard error of the median estimate, times the root of the number of cells."""
 VOXELS = 500_000
 """Voxels looked at in a large scan, in blocks spread evenly."""
 SIDE = {2: 192, 3: 32}
 """Side of such a block by the number of axes, voxels."""
 THICK = 2.5
 """Ratio of spacings from which the thick axis takes no part."""
-SIGNAL = 2.0
-"""Signal, in standard deviations, above which a magnitude cell is tissue and not air."""
 CALM = 0.25
-"""Share of the cells, those with the least gradient, on which noise is measured."""
+"""Share of the cells, those with the least gradient, on which correlation is measured."""
 FEW = 50
 """Cells below which there is no answer."""
-ROUNDS = 10
-"""Rounds for the first level."""
-REFINEMENTS = 4
-"""Most rounds on calm cells."""
-SETTLED = 0.01
-"""Relative change of the level at which the rounds end."""
+CALM_SLOPE = 0.1
+"""Squared gradient of the denoised scan, in noise variances, below which a cell is calm."""
+BLURRED_SLOPE = 0.3
+"""The same for the blurred scan, which keeps some noise."""
+ADDITIVE = ("gaussian", "rician", "chi")
+"""Laws whose strength may vary over the scan."""
+VAGUE = 0.1
+"""Relative error of the level from which texture may be counted as noise."""
 BLUR = (0.0089, 0.2206, 0.5410, 0.2206, 0.0089)
 """Gaussian of standard deviation 0.7 voxel."""
+WIDE = (0.0625, 0.25, 0.375, 0.25, 0.0625)
+"""Gaussian of standard deviation 1 voxel, applied twice."""
 LEAST_STEPS = 0.2
 """Noise, in stored steps, below which rounding hides it."""
 COMMON = 0.02
 """Share of one value from which it is padding or saturation and not measured."""
-CORRELATION_ERROR = 2 * math.sqrt(2)
-"""Standard error of a correlation over that of the level: two variances."""
 CORRELATED = 0.1
 """Lag-1 correlation from which noise is called correlated."""
+CLUMPED = 0.75
+"""Share of neighbours with the same value from which that value is padding."""
 
 Smooth = Callable[[Tensor], Tensor]
 """(*spatial) image of noise variance 1 to the same, denoised."""
@@ -92,7 +98,7 @@ def estimate(
     valid: Tensor | None = None,
     smooth: Smooth | None = None,
     modality: str = "",
-    n_coils: float = 1.0,
+    n_coils: float | None = None,
 ) -> NoiseEstimate:
     """Law and level of the noise of one picture or volume.
 
@@ -105,7 +111,7 @@ def estimate(
         valid: (*spatial) bool, what may be looked at; None means everywhere.
         smooth: A fast filter for images of unit noise; without it texture is not excluded.
         modality: DICOM's word, or `PICTURE`.
-        n_coils: L of the law `chi`.
+        n_coils: L of the law `chi`; None fits it.
 
     Returns:
         The estimate; sigma is 0 with a warning where no noise is found.
@@ -120,181 +126,273 @@ def estimate(
     image = image.detach()
     usable = image.isfinite() if valid is None else image.isfinite() & valid
     values = _thinned(image)[_thinned(usable)].float()
-    chosen, confidence, why = _choose(law, values, image.ndim, modality, n_coils)
-    for value in _not_measured(values):
+    padding, clipped = _not_measured(image, usable, values)
+    for value in (*padding, *clipped):
         usable &= image != value
         values = values[values != value]
-    step = _lattice(values) if not isinstance(chosen, Poisson | Gamma) else 0.0
+    step = _lattice(values)
     axes = _haar_axes(tuple(image.shape), spacing)
+    middle = float(values.median()) if len(values) else 0.0
+    places = _places(image, usable, signed=bool((values < 0).any()))
     blocks = [
-        _Block.of(image[part], usable[part], axes, step, k)
-        for k, part in enumerate(_places(image, usable, signed=bool((values < 0).any())))
+        _Block.of(image[part], usable[part], axes, step, k, middle) for k, part in enumerate(places)
     ]
-    level = _first_level(chosen.start(values), blocks) if axes and len(values) else None
-    if level is not None and smooth is not None:
-        level = _refined(level, blocks, smooth)
-    return _report(chosen, level, step, values, confidence, why, image.ndim)
-
-
-@dataclass(frozen=True)
-class _Level:
-    """A law whose level was found on so many cells."""
-
-    law: Law
-    n_cells: int
-    correlation: tuple[float, ...] | None = None
-    settled: bool = True
+    seen, restored = _seen(blocks, smooth, step) if axes and len(values) else (None, [])
+    seen = None if seen is None else seen.away_from(clipped, step)
+    if seen is None:
+        missing = "no noise was found: the image is constant, noise-free or already denoised"
+        chosen = _silent(law, modality, n_coils)
+        why = "there is nothing to choose by" if law == "auto" else "it was given"
+        nothing = (0.0,) * image.ndim
+        return NoiseEstimate(chosen, "unsure", why, 0.0, math.inf, nothing, warnings=(missing,))
+    verdict, confidence, why, doubts = _choose(law, seen, values, step, modality, n_coils)
+    strength = None
+    if smooth is not None and modality not in ("CT", "PICTURE"):
+        additive = fitted(seen, "gaussian" if values.min() < 0 else "rician").law
+        if isinstance(verdict.law, Gaussian | Rician | NonCentralChi):
+            additive = verdict.law
+        strength = _local_strength(image, usable, additive, blocks, restored, middle)
+    if strength is not None:
+        # Noise that varies over the scan looks like noise that varies with the signal.
+        flat = [
+            replace(block, image=block.image / strength[part])
+            for block, part in zip(blocks, places, strict=True)
+        ]
+        even, clean = _seen(flat, smooth, step)
+        again = None if even is None else _choose(law, even, values, step, modality, n_coils)
+        explained = again is not None and again[0].chi2 < max(verdict.chi2, len(seen.mean))
+        if even is None or again is None or not explained or again[0].law.name not in ADDITIVE:
+            strength = None
+        else:
+            (verdict, confidence, why, doubts), seen = again, even
+            blocks, restored = flat, clean
+    correlation, error = _correlation(blocks, restored)
+    found = _report(verdict.law, seen, step, values, confidence, why, doubts, correlation, error)
+    if strength is None or found.sigma == 0:
+        return found
+    return replace(found, sigma_map=strength * found.sigma)
 
 
 @dataclass(frozen=True)
 class _Block:
-    """A part of the scan, and which of its Haar cells consist of measured voxels."""
+    """A part of the scan, and which of its cells of 2 x 2 (x 2) voxels were measured."""
 
     image: Tensor
-    cells: Tensor
+    usable: Tensor
     axes: tuple[int, ...]
 
     @classmethod
     def of(
-        cls, image: Tensor, usable: Tensor, axes: tuple[int, ...], step: float, number: int
+        cls,
+        image: Tensor,
+        usable: Tensor,
+        axes: tuple[int, ...],
+        step: float,
+        number: int,
+        middle: float,
     ) -> "_Block":
         """Stored integers are dithered by one step, so that medians are not counted in steps."""
-        y = image.float().masked_fill(~usable, 0)
+        y = image.float().nan_to_num(middle, middle, middle)
         if step > 0:
             chance = torch.rand(y.shape, generator=stream(0, f"dither/{number}")).to(y)
             y = torch.where(usable, y + step * (chance - 0.5), y)
-        return cls(y, _pooled(usable.float(), axes) > 1 - 1e-6, axes)
+        return cls(y, usable, axes)
 
-    def detail(self, z: Tensor) -> Tensor:
-        """Finest diagonal Haar detail along all axes of the cells, of the variance of z."""
-        return _differences(z, self.axes)
-
-    def wide_detail(self, z: Tensor, along: int) -> Tensor:
-        """The same with neighbours but one along one axis; NaN where these are not measured.
-
-        Its variance exceeds that of `detail` by 1 / (1 - rho), rho the correlation of neighbours
-        along that axis if the correlation ends there.
-        """
-        z = _differences(z, tuple(axis for axis in self.axes if axis != along))
-        first, _ = _halves(z, along)
-        detail = (first - first.roll(-1, along)) / math.sqrt(2)
-        measured = self.cells.roll(-1, along)
-        measured.narrow(along, measured.shape[along] - 1, 1).fill_(False)
-        return detail.where(measured, torch.nan)
+    @property
+    def cells(self) -> Tensor:
+        """Whether all voxels of a cell were measured; cells overlap."""
+        return _means(self.usable.float(), self.axes) > 1 - 1e-6
 
 
-def _first_level(law: Law, blocks: list[_Block]) -> _Level | None:
-    """The level at which the finest detail has unit variance; None where it vanishes."""
-    n_cells = sum(int(block.cells.sum()) for block in blocks)
-    if n_cells < FEW:
+def _seen(
+    blocks: list[_Block], smooth: Smooth | None, step: float
+) -> tuple[Profile | None, list[Tensor]]:
+    """The strength of the noise over the signal, and the denoised blocks.
+
+    A blur gives a first answer; with it the noise is made even, whatever its law, for the filter.
+    """
+    restored = [_blurred(block.image, block.axes) for block in blocks]
+    seen = _profile(blocks, restored, step)
+    if seen is None or smooth is None:
+        return seen, restored
+    forward, back = _even(seen, blocks)
+    restored = [back(smooth(forward(block.image))) for block in blocks]
+    return _profile(blocks, restored, step), restored
+
+
+def _profile(blocks: list[_Block], restored: list[Tensor], step: float) -> Profile | None:
+    """Cells of all blocks, sorted by the denoised scan."""
+    details, means, gradients = [], [], []
+    for block, clean in zip(blocks, restored, strict=True):
+        keep, axes = block.cells, block.axes
+        details.append(_differences(block.image, axes)[keep])
+        means.append(torch.stack([_means(clean, axes)[keep], _means(block.image, axes)[keep]], 1))
+        gradients.append(_means(_gradient(clean, axes).square(), axes)[keep])
+    detail = torch.cat(details).double().cpu().numpy()
+    if len(detail) < FEW:
         return None
-    spread = 1.0
-    for _ in range(ROUNDS):
-        forward = Stabiliser(law).forward
-        details = [block.detail(forward(block.image))[block.cells] for block in blocks]
-        factor = _spread(torch.cat(details))
-        spread *= factor
-        if spread < 1e-6:
-            return None
-        law = law.rescaled(factor)
-        if abs(factor - 1) < SETTLED / 10:
-            break
-    return _Level(law, n_cells)
+    mean, gradient = (torch.cat(x).double().cpu().numpy() for x in (means, gradients))
+    share = (2 / 3) ** len(blocks[0].axes)  # what overlapping differences add to disjoint ones
+    return profile(detail, mean, gradient, share, step**2 / 12)
 
 
-def _refined(level: _Level, blocks: list[_Block], smooth: Smooth) -> _Level:
-    """The level on calm cells of the denoised scan."""
-    for _ in range(REFINEMENTS):
-        stabiliser = Stabiliser(level.law)
-        details, gradients, wider = [], [], []
-        for block in blocks:
-            z = stabiliser.forward(block.image)
-            restored = smooth(z)
-            tissue = block.cells & _tissue(level.law, stabiliser, _pooled(restored, block.axes))
-            details.append(block.detail(z)[tissue])
-            gradients.append(_pooled(_gradient(restored, block.axes), block.axes)[tissue])
-            wider.append(torch.stack([block.wide_detail(z, axis)[tissue] for axis in block.axes]))
-        gradient = torch.cat(gradients)
-        if len(gradient) < FEW / CALM:
-            return replace(level, settled=False)
-        calm = gradient <= gradient.kthvalue(max(1, int(CALM * len(gradient)))).values
-        factor = _spread(torch.cat(details)[calm])
-        if not factor > 1e-3:
-            return replace(level, settled=False)
-        correlation = [0.0] * blocks[0].image.ndim
-        for axis, wide in zip(blocks[0].axes, torch.cat(wider, dim=1)[:, calm], strict=True):
-            correlation[axis] = 1 - (factor / _spread(wide[wide.isfinite()])) ** 2
-        level = _Level(level.law.rescaled(factor), int(calm.sum()), tuple(correlation))
-        if abs(factor - 1) < SETTLED:
-            break
-    return level
+def _even(seen: Profile, blocks: list[_Block]) -> tuple[Smooth, Smooth]:
+    """Values to values with noise of variance 1 by the profile alone, and back."""
+    image = torch.cat([block.image[block.usable] for block in blocks]).double().cpu().numpy()
+    lowest, highest = min(image.min(), 0.0), max(image.max(), 0.0)
+    nodes = np.r_[np.linspace(lowest, highest, 2001), np.quantile(image, np.linspace(0, 1, 2001))]
+    nodes = np.unique(nodes)
+    spread = np.exp(np.interp(nodes, *seen.curve()))
+    slope = 1 / np.maximum(spread, 1e-3 * spread.max())
+    even = np.r_[0.0, np.cumsum((slope[1:] + slope[:-1]) / 2 * np.diff(nodes))]
+
+    def along(x: Tensor, given: NDArray[np.float64], wanted: NDArray[np.float64]) -> Tensor:
+        return torch.from_numpy(np.interp(x.cpu().numpy(), given, wanted)).to(x)
+
+    return lambda y: along(y, nodes, even), lambda z: along(z, even, nodes)
 
 
-def _tissue(law: Law, stabiliser: Stabiliser, restored: Tensor) -> Tensor:
-    """Cells of a magnitude above its noise floor; everything for other laws."""
-    if isinstance(law, Rician | NonCentralChi):
-        return stabiliser.inverse(restored) > SIGNAL * law.sigma
-    return torch.ones_like(restored, dtype=torch.bool)
+def _correlation(blocks: list[_Block], restored: list[Tensor]) -> tuple[tuple[float, ...], float]:
+    """Correlation of neighbours along each axis on the calmest cells, and its standard error.
+
+    The detail between next but one voxels along an axis exceeds that between neighbours by
+    1 / (1 - rho) in variance, if the correlation ends there.
+    """
+    axes = blocks[0].axes
+    calm = [
+        _means(_gradient(clean, axes).square(), axes).masked_fill(~block.cells, torch.inf)
+        for block, clean in zip(blocks, restored, strict=True)
+    ]
+    gradient = torch.cat([g[g.isfinite()] for g in calm])
+    limit = gradient.kthvalue(max(1, int(CALM * len(gradient)))).values
+    found = [0.0] * blocks[0].image.ndim
+    n_least = len(gradient)
+    for axis in axes:
+        near, wide = [], []
+        for block, slope in zip(blocks, calm, strict=True):
+            flat_cells = slope <= limit
+            flat = _differences(block.image, tuple(a for a in axes if a != axis))
+            n = flat.shape[axis]
+            both = flat_cells.narrow(axis, 0, n - 2) & flat_cells.narrow(axis, 1, n - 2)
+            near.append((flat.narrow(axis, 0, n - 2) - flat.narrow(axis, 1, n - 2))[both])
+            wide.append((flat.narrow(axis, 0, n - 2) - flat.narrow(axis, 2, n - 2))[both])
+        close, apart = torch.cat(near).abs(), torch.cat(wide).abs()
+        if len(close) < FEW:
+            continue
+        n_least = min(n_least, len(close))
+        found[axis] = 1 - float(close.median() / apart.median().clamp_min(1e-30)) ** 2
+    share = (2 / 3) ** len(axes)
+    return tuple(found), 2 * math.sqrt(2) * MAD_ERROR / math.sqrt(share * n_least)
+
+
+def _local_strength(
+    image: Tensor,
+    usable: Tensor,
+    law: Law,
+    blocks: list[_Block],
+    restored: list[Tensor],
+    middle: float,
+) -> Tensor | None:
+    """(*spatial) strength of the noise relative to its level; None where it is the same.
+
+    A large scan is looked at with a blur, and only if the noise of its sampled blocks varies.
+    """
+    stabiliser, axes = Stabiliser(law), blocks[0].axes
+    share = (2 / 3) ** len(axes)
+
+    def seen(y: Tensor, cells: Tensor, clean: Tensor, most: float) -> Tensor | None:
+        slope = _means(_gradient(stabiliser.forward(clean), axes).square(), axes)
+        detail = _differences(stabiliser.forward(y), axes)
+        return relative_map(detail, cells & (slope < most), tuple(y.shape), share)
+
+    if len(blocks) == 1 and blocks[0].image.shape == image.shape:
+        return seen(blocks[0].image, blocks[0].cells, restored[0], CALM_SLOPE)
+    whole = _Block(image.float().nan_to_num(middle, middle, middle), usable, axes)
+    return seen(whole.image, whole.cells, _blurred(whole.image, axes), BLURRED_SLOPE)
+
+
+def _silent(word: str, modality: str, n_coils: float | None) -> Law:
+    """The law named for a scan without noise."""
+    if word != "auto":
+        return law_named(word, n_coils=n_coils or 1.0)
+    return Gaussian(1.0) if modality in ("CT", "PICTURE") else Rician(1.0)
+
+
+def _choose(
+    word: str,
+    seen: Profile,
+    values: Tensor,
+    step: float,
+    modality: str,
+    n_coils: float | None,
+) -> tuple[Verdict, float | Literal["unsure"], str, list[str]]:
+    """Law at its level, confidence, reason, and what is doubtful about it."""
+    if word != "auto":
+        return fitted(seen, _law_name(word), n_coils), 1.0, "it was given", []
+    if modality == "CT":
+        return fitted(seen, "gaussian"), 0.9, "CT is reconstructed linearly", []
+    negatives = float((values < 0).float().mean())
+    verdict = judged(seen, modality, negatives, step)
+    name = verdict.law.name
+    if verdict.odds >= SURE:
+        why = {
+            "gaussian": "its strength does not vary with the signal",
+            "rician": "it weakens in the dark as that of a magnitude",
+            "chi": "it weakens in the dark as that of a magnitude of several coils",
+            "poisson": "its variance grows with the signal",
+            "gamma": "its strength grows with the signal",
+        }[name]
+        if name == "gaussian" and negatives > 0:
+            why = "negative values: not a magnitude"
+        return verdict, min(1 - 1 / (1 + verdict.odds), 0.99), why, []
+    plausible = (name, *verdict.rivals)
+    wanted: LawName = "gaussian" if modality == "PICTURE" or values.min() < 0 else "rician"
+    if wanted in plausible:
+        verdict = fitted(seen, wanted)
+    others = " or ".join(other for other in plausible if other != verdict.law.name)
+    doubt = f"the noise law is unsure: {verdict.law.name} is used, {others} fits as well"
+    return verdict, "unsure", "several laws fit alike", [doubt]
+
+
+def _law_name(word: str) -> LawName:
+    return law_named(word).name
 
 
 def _report(
-    chosen: Law,
-    level: _Level | None,
+    law: Law,
+    seen: Profile,
     step: float,
     values: Tensor,
     confidence: float | Literal["unsure"],
     why: str,
-    n_axes: int,
+    doubts: list[str],
+    correlation: tuple[float, ...],
+    correlation_error: float,
 ) -> NoiseEstimate:
     """The estimate in image units, with what the user should know."""
-    nothing = (0.0,) * n_axes
-    law = chosen if level is None else level.law
+    nothing = (0.0,) * len(correlation)
     if isinstance(law, Gaussian | Rician | NonCentralChi):
-        variance = 0.0 if level is None else law.sigma**2 - step**2 / 12
-        sigma = math.sqrt(max(variance, 0.0))
-        if sigma < LEAST_STEPS * step:
-            sigma = 0.0
+        sigma = law.sigma if law.sigma >= LEAST_STEPS * step else 0.0
         law = replace(law, sigma=sigma)
-    elif level is None:
-        sigma = 0.0
     else:
         sigma = float(law.variance(values.double().mean())) ** 0.5
-    if level is None or sigma == 0:
+    if sigma <= 1e-6 * float(values.max() - values.min()):
         missing = "no noise was found: the image is constant, noise-free or already denoised"
         return NoiseEstimate(law, "unsure", why, 0.0, math.inf, nothing, warnings=(missing,))
-    warnings = []
-    if sigma < step:
+    warnings = list(doubts)
+    if sigma < step and not isinstance(law, Poisson):
         warnings.append(f"noise ({sigma:.3g}) is below one stored step ({step:.3g})")
-    if not level.settled:
+    if seen.level_error > VAGUE:
         warnings.append("too few calm cells: texture may be counted as noise")
-    correlation = level.correlation or nothing
-    error = MAD_ERROR / math.sqrt(level.n_cells)
-    if max(correlation) > max(CORRELATED, 3 * CORRELATION_ERROR * error):
+    if max(correlation) > max(CORRELATED, 3 * correlation_error):
         lags = ", ".join(f"{rho:.2f}" for rho in correlation)
         warnings.append(
             f"noise is correlated (lag 1: {lags}): it is stronger than measured, and filters for "
             "white noise leave some of it"
         )
-    return NoiseEstimate(law, confidence, why, sigma, error, correlation, warnings=tuple(warnings))
-
-
-def _choose(
-    word: str, values: Tensor, n_axes: int, modality: str, n_coils: float
-) -> tuple[Law, float | Literal["unsure"], str]:
-    """Law of unit level, confidence and reason."""
-    if word != "auto":
-        return law_named(word, n_coils=n_coils), 1.0, "it was given"
-    if modality == "CT":
-        return Gaussian(1.0), 0.9, "CT is reconstructed linearly"
-    if bool((values < 0).any()):
-        return Gaussian(1.0), 0.8, "negative values: not a magnitude"
-    if modality == "PICTURE":
-        return Gaussian(1.0), 0.6, "pictures are taken to have additive noise"
-    if modality == "MR":
-        return Rician(1.0), 0.8, "MR without negative values: a magnitude"
-    if n_axes == 2:
-        return Gaussian(1.0), 0.5, "one image of unknown modality"
-    return Rician(1.0), 0.6, "a volume without negative values: taken for a magnitude"
+    return NoiseEstimate(
+        law, confidence, why, sigma, seen.level_error, correlation, warnings=tuple(warnings)
+    )
 
 
 def _thinned(image: Tensor) -> Tensor:
@@ -303,14 +401,30 @@ def _thinned(image: Tensor) -> Tensor:
     return image[(slice(None, None, k),) * image.ndim]
 
 
-def _not_measured(values: Tensor) -> list[float]:
-    """Zero in magnitudes, and a common smallest, largest or zero value anywhere."""
+def _not_measured(image: Tensor, usable: Tensor, values: Tensor) -> tuple[list[float], list[float]]:
+    """Values of padding, whose neighbours are alike, and at which a common extreme was clipped.
+
+    Zeros of counts or of coarsely stored magnitudes are alone or few, and are measurements.
+    """
     if not len(values):
-        return []
+        return [], []
     low, high = float(values.min()), float(values.max())
-    share = {v: float((values == v).float().mean()) for v in (low, high, 0.0)}
-    found = [v for v, part in share.items() if part > COMMON]
-    return found if low < 0 or 0.0 in found else [*found, 0.0]
+    padding, clipped = [], []
+    for value in {low, high, 0.0}:
+        if float((values == value).float().mean()) <= COMMON:
+            continue
+        same = (image == value) & usable
+        together = [
+            float((same.narrow(axis, 1, n - 1) & same.narrow(axis, 0, n - 1)).sum())
+            / max(float(same.narrow(axis, 0, n - 1).sum()), 1.0)
+            for axis, n in enumerate(image.shape)
+            if n > 1
+        ]
+        if together and sum(together) / len(together) > CLUMPED:
+            padding.append(value)
+        elif value != 0 or low < 0:
+            clipped.append(value)
+    return padding, clipped
 
 
 def _lattice(values: Tensor) -> float:
@@ -360,30 +474,25 @@ def _places(image: Tensor, usable: Tensor, *, signed: bool) -> list[tuple[slice,
     return [every[int(k)] for k in chosen[picks]]
 
 
-def _spread(details: Tensor) -> float:
-    """Standard deviation by the median of absolute values."""
-    return float(details.abs().median()) / MAD
-
-
-def _halves(x: Tensor, axis: int) -> tuple[Tensor, Tensor]:
-    """First and second voxel of each pair along an axis; an odd last one is left out."""
-    pairs = x.narrow(axis, 0, x.shape[axis] // 2 * 2).unflatten(axis, (-1, 2))
-    return pairs.select(axis + 1, 0), pairs.select(axis + 1, 1)
-
-
 def _differences(x: Tensor, axes: tuple[int, ...]) -> Tensor:
-    """Differences of pairs along each axis in turn, of the variance of x."""
+    """Differences of neighbours along each axis in turn, of the variance of x."""
     for axis in axes:
-        first, second = _halves(x, axis)
-        x = (first - second) / math.sqrt(2)
+        x = x.diff(dim=axis) / math.sqrt(2)
     return x
 
 
-def _pooled(x: Tensor, axes: tuple[int, ...]) -> Tensor:
-    """Mean over cells."""
+def _means(x: Tensor, axes: tuple[int, ...]) -> Tensor:
+    """Means of neighbours along each axis: of cells, which overlap."""
     for axis in axes:
-        first, second = _halves(x, axis)
-        x = (first + second) / 2
+        n = x.shape[axis]
+        x = (x.narrow(axis, 0, n - 1) + x.narrow(axis, 1, n - 1)) / 2
+    return x
+
+
+def _blurred(x: Tensor, axes: tuple[int, ...]) -> Tensor:
+    """A denoised image for want of a better one."""
+    for axis in axes:
+        x = _filtered(_filtered(x, WIDE, axis), WIDE, axis)
     return x
 
 

@@ -30,7 +30,9 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import avg_pool2d, max_pool2d, pad
+from torch.nn.functional import avg_pool2d, fold, max_pool2d, pad
+
+from medssl.core.batch import Modulation
 
 BLOCK = 32
 """Pixels along the side of a block whose periodogram is taken."""
@@ -54,6 +56,10 @@ CUT = 2.5
 """Coefficients beyond so many standard deviations are structure."""
 LOCAL_LIMITS = (0.05, 3.0)
 """The local strength is kept within these."""
+FACTOR_LIMITS = (0.1, 10.0)
+"""And the local standard deviation of a coefficient relative to that of the whole body."""
+LEAST_SHARE = 1e-6
+"""Of the mean power, where a spectrum vanishes."""
 CORRELATED = 0.1
 """Slices with a higher correlation of neighbours share their noise."""
 LAGS = 4
@@ -80,6 +86,10 @@ class NoiseModel:
         flatness: Geometric over arithmetic mean of `psd` above 0.06 cycles per pixel; white is 1.
         n_blocks: Blocks whose periodograms were averaged.
         confident: Whether there was enough flat tissue to believe all this.
+        varying: (WINDOW, WINDOW, cells x, cells y, len(slices)) standard deviation of each cosine
+            coefficient relative to that of `psd`, both with mean square 1; None where the spectrum
+            is the same everywhere.
+        origin: Voxel of the scan that counts as the first one.
     """
 
     shape: tuple[int, int, int]
@@ -94,6 +104,8 @@ class NoiseModel:
     flatness: float
     n_blocks: int
     confident: bool
+    varying: Tensor | None = None
+    origin: tuple[int, int, int] = (0, 0, 0)
 
     def dct_sigma(self, block: tuple[int, ...]) -> Tensor:
         """Standard deviation of each orthonormal DCT-II coefficient of a noise block.
@@ -113,7 +125,7 @@ class NoiseModel:
         """Noise standard deviation of a box of voxels, linearly interpolated.
 
         Args:
-            start: First voxel along x, y and z (or x and y).
+            start: First voxel along x, y and z (or x and y), counted from `origin`.
             stop: One past the last voxel.
 
         Returns:
@@ -122,9 +134,30 @@ class NoiseModel:
         result = self.local * self.level
         for axis, (first, last) in enumerate(zip(start, stop, strict=True)):
             voxel = torch.arange(first, last, dtype=torch.float32)
-            nodes = _cell_centres(self.shape[axis]) if axis < 2 else torch.tensor(self.slices)
-            result = _interpolate(result, axis, nodes.float(), voxel)
-        return result if len(start) == 3 else result[..., 0]
+            result = _interpolate(result, axis, self._nodes(axis), voxel)
+        return result if len(start) == 3 else self._first_slice(result)
+
+    def modulation(self, block: tuple[int, ...]) -> Modulation | None:
+        """How the shape of the spectrum varies over the image; None where it does not.
+
+        Args:
+            block: Voxels per axis, (x, y) or (x, y, z).
+        """
+        if self.varying is None:
+            return None
+        factors = self.varying
+        for axis in (0, 1):
+            at = torch.arange(block[axis]) * (WINDOW / block[axis])
+            factors = _interpolate(factors, axis, torch.arange(float(WINDOW)), at)
+        nodes = tuple(self._nodes(axis) for axis in range(len(block)))
+        if len(block) == 2:
+            return Modulation(self._first_slice(factors), nodes)
+        return Modulation(factors[:, :, None], nodes)
+
+    def within(self, part: Sequence[slice]) -> "NoiseModel":
+        """The same model as seen from the first voxel of a box."""
+        first = [s.start + o for s, o in zip(part, self.origin, strict=False)]
+        return dataclasses.replace(self, origin=(*first, 0)[:3])
 
     def sample(
         self,
@@ -138,7 +171,7 @@ class NoiseModel:
         Args:
             shape: Voxels (x, y) or (x, y, z).
             generator: The source of chance.
-            start: Where the box lies in the scan, for the local strength.
+            start: Where the box lies, counted from `origin`, for what varies.
 
         Returns:
             (*shape) in HU.
@@ -153,18 +186,47 @@ class NoiseModel:
         noise = torch.fft.ifftn(torch.fft.fftn(white, dim=axes) * filter_, dim=axes).real
         first = (*start, 0)[:3]
         stop = [a + n for a, n in zip(first, box, strict=True)]
+        if self.varying is not None:
+            here = self.within([slice(a, b) for a, b in zip(first, stop, strict=True)])
+            noise = _modulated(noise, here.modulation((WINDOW, WINDOW, 1)))
         noise = noise * self.local_sigma(first, stop)
         return noise if len(shape) == 3 else noise[..., 0]
 
-    def with_local_map(self, residuals: Tensor) -> "NoiseModel":
-        """The same model with the local strength of what a pilot filter removed.
+    def with_local_powers(
+        self, powers: Tensor, body: Tensor, slices: Sequence[int]
+    ) -> "NoiseModel":
+        """The same model with a spectrum that varies over the image.
 
         Args:
-            residuals: (x, y, len(slices)) noisy minus filtered, HU, of `slices`.
+            powers: (WINDOW, WINDOW, cells x, cells y, slices) variance of each coefficient, HU^2.
+            body: (cells x, cells y, slices) share of each cell inside the patient.
+            slices: Where along z they were found, ascending.
         """
-        power = torch.movedim(residuals.nan_to_num(), -1, 0).square()
-        local = torch.stack([_cells(_gaussian(p, SMOOTH)) for p in power], dim=-1).sqrt()
-        return dataclasses.replace(self, local=_unit(local, self.body))
+        weight = body if body.sum() > 0 else torch.ones_like(body)
+        variance = powers.mean((0, 1))
+        level = float(((weight * variance).sum() / weight.sum()).sqrt())
+        if not level > 0:
+            return self
+        relative = powers / variance.clamp_min(LEAST_SHARE * level**2)
+        stationary = self.dct_sigma((WINDOW, WINDOW)).square().clamp_min(LEAST_SHARE)
+        return dataclasses.replace(
+            self,
+            slices=tuple(slices),
+            psd=self.psd * (level / self.level) ** 2,
+            local=(variance.sqrt() / level).clamp(*LOCAL_LIMITS),
+            body=weight,
+            level=level,
+            varying=(relative / stationary[..., None, None, None]).sqrt().clamp(*FACTOR_LIMITS),
+        )
+
+    def _first_slice(self, values: Tensor) -> Tensor:
+        """What is known at slices (..., len(slices)), at the first one."""
+        return _interpolate(values, values.ndim - 1, self._nodes(2), torch.zeros(1))[..., 0]
+
+    def _nodes(self, axis: int) -> Tensor:
+        """Positions of cells or slices, counted from `origin`."""
+        nodes = _cell_centres(self.shape[axis]) if axis < 2 else torch.tensor(self.slices).float()
+        return nodes - self.origin[axis]
 
 
 def estimate_noise(
@@ -222,6 +284,11 @@ def estimate_noise(
     )
 
 
+def body_cells(image: Tensor) -> Tensor:
+    """(cells x, cells y) share of each cell of a slice (x, y) in HU that is patient."""
+    return _cells((gaussian(image, 3.0) > BODY).float())
+
+
 def choose_slices(n_slices: int) -> tuple[int, ...]:
     """Up to five slices spread over a series."""
     count = min(5, n_slices)
@@ -260,7 +327,7 @@ def _read(volume: Tensor, valid: Tensor | None, z: int) -> tuple[Tensor, Tensor]
 
 def _look(image: Tensor, good: Tensor, side: int) -> _Look:
     """Find the flat blocks of a slice and their periodograms."""
-    smooth = _gaussian(image, 3.0)
+    smooth = gaussian(image, 3.0)
     body = (smooth > BODY) & good
     gradients = [smooth.diff(dim=k, append=smooth.narrow(k, -1, 1)) for k in (0, 1)]
     slope = torch.stack(gradients).norm(dim=0)
@@ -289,7 +356,7 @@ def _powers(look: _Look) -> tuple[Tensor, Tensor]:
     """
     step = WINDOW // 2
     windows = look.image.unfold(0, WINDOW, step).unfold(1, WINDOW, step)
-    basis = torch.kron(_cosines(WINDOW), _cosines(WINDOW))
+    basis = torch.kron(dct_rows(WINDOW), dct_rows(WINDOW))
     square = (windows.reshape(*windows.shape[:2], -1) @ basis.T).square()
 
     def every(mask: Tensor) -> Tensor:
@@ -369,7 +436,7 @@ def _settle(square: Tensor, first: Tensor, use: Tensor) -> Tensor:
 
     def pooled(values: Tensor) -> Tensor:
         pairs = avg_pool2d(values.permute(2, 0, 1), 2, ceil_mode=True)
-        return _gaussian(pairs.permute(1, 2, 0), SMOOTH / CELL)
+        return gaussian(pairs.permute(1, 2, 0), SMOOTH / CELL)
 
     for _ in range(4):
         kept = (square <= CUT**2 * power) & use[..., None]
@@ -539,14 +606,14 @@ def _dct_power(psd: Tensor, block: tuple[int, ...]) -> Tensor:
     grid = 64
     power = _resize(psd, [max(grid, b) for b, _ in zip(block, psd.shape, strict=False)])
     for axis, size in enumerate(block[: psd.ndim]):
-        spectrum = torch.fft.fft(_cosines(size).to(psd), n=power.shape[axis]).abs().square()
+        spectrum = torch.fft.fft(dct_rows(size).to(psd), n=power.shape[axis]).abs().square()
         power = torch.movedim(torch.tensordot(spectrum, power, ([1], [axis])), 0, axis)
         power = power / spectrum.shape[1]
     return power if len(block) == psd.ndim else power[..., None].expand(block)
 
 
 @functools.cache
-def _cosines(n: int) -> Tensor:
+def dct_rows(n: int) -> Tensor:
     """(n, n) orthonormal DCT-II, one basis function per row."""
     k = torch.arange(n, dtype=torch.float64)
     rows = torch.cos(math.pi / n * (k + 0.5) * k[:, None]) * math.sqrt(2 / n)
@@ -568,7 +635,7 @@ def _resize(psd: Tensor, size: Sequence[int]) -> Tensor:
 
 def _cell_centres(n: int) -> Tensor:
     """Positions of the nodes of the local map along an axis of n pixels."""
-    return torch.arange(-(-n // CELL)) * CELL + (CELL - 1) / 2
+    return torch.arange(-(-n // CELL)) * float(CELL) + (CELL - 1) / 2
 
 
 def _cells(image: Tensor) -> Tensor:
@@ -593,6 +660,32 @@ def _unit(local: Tensor, body: Tensor) -> Tensor:
     return (local / mean).clamp(*LOCAL_LIMITS)
 
 
+def _modulated(noise: Tensor, modulation: Modulation | None) -> Tensor:
+    """Noise (x, y, z) whose cosine coefficients in overlapping windows met local factors."""
+    if modulation is None or min(noise.shape[:2]) < WINDOW:
+        return noise
+    step = WINDOW // 2
+    size = [(-(-n // WINDOW) + 1) * WINDOW for n in noise.shape[:2]]
+    place = [torch.arange(0, n - step, step) - step + (WINDOW - 1) / 2 for n in size]
+    weights = [modulation.weights(k, at) for k, at in enumerate(place)]
+    weights.append(modulation.weights(2, torch.arange(float(noise.shape[2]))))
+    basis = torch.kron(dct_rows(WINDOW), dct_rows(WINDOW))
+    result = torch.empty_like(noise)
+    for z in range(noise.shape[2]):
+        wide = noise[..., z]
+        for axis, n in enumerate(size):
+            at = (torch.arange(n) - step) % (2 * wide.shape[axis])
+            wide = wide.index_select(axis, torch.minimum(at, 2 * wide.shape[axis] - 1 - at))
+        windows = wide.unfold(0, WINDOW, step).unfold(1, WINDOW, step)
+        factors = torch.tensordot(modulation.factors[:, :, 0], weights[2][z], ([4], [0]))
+        factors = torch.einsum("xn,uvnm,ym->xyuv", weights[0], factors, weights[1])
+        x = windows.reshape(*windows.shape[:2], -1) @ basis.T * factors.flatten(2)
+        y = (x @ basis).flatten(0, 1).T[None] / (WINDOW // step) ** 2
+        inner = tuple(slice(step, step + n) for n in noise.shape[:2])
+        result[..., z] = fold(y, (size[0], size[1]), WINDOW, stride=step)[0, 0][inner]
+    return result
+
+
 def _interpolate(values: Tensor, axis: int, nodes: Tensor, at: Tensor) -> Tensor:
     """Linear interpolation along an axis, constant beyond the ends."""
     if len(nodes) == 1:
@@ -605,7 +698,7 @@ def _interpolate(values: Tensor, axis: int, nodes: Tensor, at: Tensor) -> Tensor
     )
 
 
-def _gaussian(image: Tensor, sigma: float) -> Tensor:
+def gaussian(image: Tensor, sigma: float) -> Tensor:
     """Gaussian smoothing of the first two axes, borders repeated by reflection."""
     reach = math.ceil(4 * sigma)
     kernel = torch.exp(-torch.arange(-reach, reach + 1).square() / (2 * sigma**2))

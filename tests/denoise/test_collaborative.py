@@ -10,13 +10,15 @@ from torch import Tensor
 
 from medssl.core.batch import Noisy
 from medssl.core.random import stream
-from medssl.denoise.collaborative import Config, block_for
+from medssl.denoise.collaborative import Config, block_for, stack_for
 from medssl.physics.noise import Rician
 from medssl.physics.noise_level import estimate
 from medssl.physics.stabilise import Stabiliser
 from medssl.physics.sure import signs, sure
 
 FILTER = Config().build()
+STACKS = Config(grouping=True).build()
+BANK = Config(grouping=True, bank=True).build()
 
 
 def smooth(z: Tensor) -> Tensor:
@@ -33,21 +35,90 @@ def disks(shape: tuple[int, ...]) -> Tensor:
     ("shape", "spacing", "correlated", "block", "step"),
     [
         ((64, 64), (1, 1), False, (8, 8), (1, 1)),
-        ((64, 64), (1, 1), True, (8, 8), (2, 2)),
+        ((64, 64), (1, 1), True, (8, 8), (1, 1)),
         ((64, 64, 40), (1, 1, 1), False, (4, 4, 4), (1, 1, 1)),
         ((64, 64, 40), (1, 1, 3), False, (4, 4, 2), (1, 1, 1)),
         ((40, 64, 64), (3, 1, 1), False, (2, 4, 4), (1, 1, 1)),
         ((64, 40, 64), (1, 6, 1), False, (8, 1, 8), (1, 1, 1)),
         ((3, 64, 64), (1, 1, 1), False, (1, 8, 8), (1, 1, 1)),
-        ((64, 64, 1), (1, 1, 1), True, (8, 8, 1), (2, 2, 1)),
+        ((64, 64, 1), (1, 1, 1), True, (8, 8, 1), (1, 1, 1)),
         ((512, 512, 90), (0.7, 0.7, 3), True, (8, 8, 4), (2, 2, 1)),
         ((90, 512, 512), (3, 0.7, 0.7), True, (4, 8, 8), (1, 2, 2)),
-        ((512, 512, 90), (0.7, 0.7, 5), True, (8, 8, 1), (2, 2, 1)),
+        ((512, 512, 90), (0.7, 0.7, 5), True, (8, 8, 1), (1, 1, 1)),
         ((512, 512, 90), (1, 1, 1), True, (8, 8, 4), (2, 2, 1)),
     ],
 )
 def test_windows_follow_the_scan(shape, spacing, correlated, block, step):
     assert block_for(shape, spacing, correlated) == (block, step)
+
+
+@pytest.mark.parametrize(
+    ("shape", "spacing", "block", "search"),
+    [
+        ((64, 64), (1, 1), (8, 8), (19, 19)),
+        ((64, 64, 40), (1, 1, 1), (4, 4, 4), (4, 4, 4)),
+        ((40, 64, 64), (3, 1, 1), (2, 4, 4), (1, 5, 5)),
+        ((64, 40, 64), (1, 6, 1), (8, 1, 8), (19, 0, 19)),
+        ((3, 64, 64), (1, 1, 1), (1, 8, 8), (0, 19, 19)),
+    ],
+)
+def test_stacks_follow_the_scan(shape, spacing, block, search):
+    found, _, reach = stack_for(shape, spacing)
+    assert (found, reach) == (block, search)
+
+
+def test_stacks_gain_on_windows_and_the_bank_on_stacks():
+    truth = 20 * disks((32, 32, 24))
+    noisy = truth + torch.randn(truth.shape, generator=stream(0, "noise"))
+    errors = [
+        float((f.restore(Noisy(noisy[None, None]))[0, 0] - truth).square().mean())
+        for f in (FILTER, STACKS, BANK)
+    ]
+    assert errors[1] < 0.8 * errors[0]
+    assert errors[2] < errors[1] + 1e-3
+
+
+@pytest.mark.parametrize("method", [STACKS, BANK])
+@pytest.mark.parametrize("shape", [(1, 1, 1), (1, 1), (2, 3, 5), (7, 1), (1, 30, 31)])
+def test_stacks_of_any_shape(method, shape):
+    image = torch.randn(shape, generator=stream(0, "shape"))
+    assert method.restore(Noisy(image[None, None]))[0, 0].isfinite().all()
+
+
+def test_a_settled_bank_keeps_its_weights():
+    noisy = (10 * disks((24, 24, 16)) + torch.randn(24, 24, 16, generator=stream(0, "n")))[None]
+    bank = Config(grouping=True, bank=True).build()
+    seen = Noisy(noisy[None], generator=stream(0, "settle"))
+    bank.settle([seen], lambda x: (torch.ones_like(x), torch.ones_like(x)))
+    weights = bank.weights.clone()
+    whole = bank.restore(seen)
+    assert torch.equal(bank.weights, weights)
+    assert weights.sum() == pytest.approx(1)
+    assert torch.equal(whole, bank.restore(seen))
+
+
+def test_stacks_scale_with_a_noise_map():
+    noisy = (10 * disks((16, 16, 16)) + torch.randn(16, 16, 16, generator=stream(0, "n")))[None]
+    sigma = torch.full((1, 1, 16, 16, 16), 3.0)
+    for method in (STACKS, BANK):
+        plain = method.restore(Noisy(noisy[None]))
+        assert torch.allclose(method.restore(Noisy(3 * noisy[None], sigma)) / 3, plain, atol=1e-3)
+
+
+def test_stacks_use_the_spectrum_of_correlated_noise():
+    truth = disks((64, 64)) * 10
+    noisy = (truth + blurred_noise(64, "image"))[None, None]
+    white, coloured = (STACKS.restore(Noisy(noisy, spectrum=s)) for s in (None, Blurred()))
+    errors = [float((x - truth).square().mean()) for x in (white, coloured)]
+    assert errors[1] < 0.8 * errors[0]
+
+
+def test_side_and_step_leave_the_thick_axis_alone():
+    assert block_for((64, 64), (1, 1), True, 6) == ((6, 6), (1, 1))
+    assert block_for((64, 64, 40), (1, 1, 3), True, 12) == ((12, 12, 4), (2, 2, 1))
+    fast = Config(step=2)
+    assert fast.settled((64, 64, 40), (1, 1, 2), True).step == (2, 2, 2)
+    assert fast.settled((64, 64, 40), (1, 1, 9), True).step == (2, 2, 1)
 
 
 def test_batch_equals_one_by_one():
@@ -82,6 +153,9 @@ class Blurred:
         blocks = noise.reshape(256 // b, b, 256 // c, c)
         coefficients = dctn(blocks, axes=(1, 3), norm="ortho")
         return torch.from_numpy((coefficients**2).mean((0, 2)) ** 0.5)
+
+    def modulation(self, block: tuple[int, ...]) -> None:
+        del block
 
 
 def test_a_spectrum_removes_correlated_noise():
@@ -198,16 +272,42 @@ def test_t1_at_seven_percent(data_folder: Path):
 
 @pytest.mark.data
 @pytest.mark.parametrize(
-    ("name", "percent", "ratio"),
+    ("name", "percent", "most"),
     [
-        ("T1", 1, 1.29), ("T1", 3, 1.03), ("T1", 12, 1.01),
-        ("Gd", 1, 1.13), ("Gd", 3, 1.02), ("Gd", 12, 1.04),
-        ("body", 1, 1.56), ("body", 3, 1.11), ("body", 12, 0.99),
+        ("T1", 1, 1.3), ("T1", 3, 1.1), ("T1", 12, 1.1),
+        ("Gd", 1, 1.2), ("Gd", 3, 1.1), ("Gd", 12, 1.1),
+        ("body", 1, 1.6), ("body", 3, 1.1), ("body", 12, 1.1),
     ],
 )  # fmt: skip
-def test_own_level_is_as_specified_and_never_harms(name, percent, ratio, data_folder: Path):
+def test_own_level_is_as_specified_and_never_harms(name, percent, most, data_folder: Path):
     x = scan(data_folder, name)
     noisy = with_noise(x, percent / 100)
     level = estimate(noisy, (1, 1, 1), smooth=smooth, modality="MR")
-    assert level.sigma / (percent / 100) == pytest.approx(ratio, abs=0.05)
+    assert 0.9 <= level.sigma / (percent / 100) <= most
     assert psnr(denoised(noisy, level.sigma), x) > psnr(noisy, x)
+
+
+@pytest.mark.data
+def test_t1_in_stacks(data_folder: Path):
+    x = scan(data_folder, "T1")
+    stabiliser = Stabiliser(Rician(0.07))
+    z = stabiliser.forward(with_noise(x, 0.07))[None, None]
+    clean = stabiliser.inverse(STACKS.restore(Noisy(z))[0, 0])
+    assert psnr(clean, x) == pytest.approx(30.38, abs=0.05)
+
+
+@pytest.mark.slow
+@pytest.mark.data
+def test_t1_by_the_bank(data_folder: Path):
+    x = scan(data_folder, "T1")
+    stabiliser = Stabiliser(Rician(0.07))
+    z = stabiliser.forward(with_noise(x, 0.07))
+    bank = Config(grouping=True, bank=True).build()
+
+    def trust(restored: Tensor) -> tuple[Tensor, Tensor]:
+        signal = stabiliser.inverse(restored)
+        return stabiliser.residual_variance(signal), (signal > 0.14).float()
+
+    bank.settle([Noisy(z[None, None])], trust)
+    clean = stabiliser.inverse(bank.restore(Noisy(z[None, None]))[0, 0])
+    assert psnr(clean, x) > 30.55

@@ -8,6 +8,7 @@ import torch
 from scipy.fft import dctn, idctn
 from torch import Tensor
 
+from medssl.core.batch import Modulation
 from medssl.core.random import stream
 from medssl.nets import sliding_dct as module
 from medssl.nets.sliding_dct import sliding_dct
@@ -25,6 +26,7 @@ def direct(
     sigma: Tensor | None = None,
     shape: Tensor | None = None,
     *,
+    varying: Modulation | None = None,
     wiener: bool = True,
 ) -> Tensor:
     """The definition, window by window in float64."""
@@ -44,6 +46,8 @@ def direct(
                 slice(p + (b - 1) // 2, p + b // 2 + 1) for p, b in zip(start, block, strict=True)
             )
             sd = s * level[middle].mean()
+            if varying is not None:
+                sd = sd * at_centre(varying, start, pads, block)
             c = dctn(x[part], norm="ortho")
             if pilot is None:
                 gain = (np.abs(c) > hard * sd).astype(float)
@@ -58,6 +62,17 @@ def direct(
             result = (values / weights)[crop]
         pilot = np.pad(result, pads, mode="reflect")
     return torch.from_numpy(result).float()
+
+
+def at_centre(varying, start, pads, block):
+    """(*block) factors in the middle of a window, by linear interpolation axis after axis."""
+    values = varying.factors.double().numpy()
+    for p, pad, b, nodes in zip(start, pads, block, varying.nodes, strict=True):
+        centre = p - pad[0] + (b - 1) / 2
+        values = np.apply_along_axis(
+            lambda line, c=centre, n=nodes: np.interp(c, n, line), len(block), values
+        )
+    return values
 
 
 @pytest.mark.parametrize(
@@ -93,6 +108,30 @@ def test_equals_a_direct_loop(shape, block, step, coloured):
         assert ours.shape == image.shape
         assert ours.is_contiguous()
         assert torch.allclose(ours, expected, atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("shape", "block", "step"),
+    [((23, 19), (8, 8), (1, 1)), ((11, 13, 9), (8, 8, 4), (2, 2, 1)), ((4, 12, 10), (2, 4, 4), 1)],
+)
+def test_spectra_that_vary_over_the_image(shape, block, step):
+    image = 3 * noise(shape) + torch.arange(shape[-1]) * 0.7
+    step = (step,) * len(shape) if isinstance(step, int) else step
+    relative = 0.5 + torch.rand(block, generator=stream(0, "colour"))
+    level = 1 + 0.5 * torch.rand(shape, generator=stream(0, "map"))
+    n_nodes = [3, 2, 1][: len(shape)]
+    inner = (*block[:2], 1)[: len(shape)]  # one factor for all frequencies along the third axis
+    factors = 0.5 + torch.rand(*inner, *n_nodes, generator=stream(0, "factors"))
+    nodes = tuple(torch.arange(float(n)) * 4 + 1 for n in n_nodes)
+    varying = Modulation(factors, nodes)
+    words = {"block": block, "step": step, "hard": 2.8, "coefficient_sigma": relative}
+    for sigma in (None, level):
+        ours = sliding_dct(image, sigma=sigma, modulation=varying, **words)
+        expected = direct(image, block, step, 2.8, sigma, relative, varying=varying)
+        assert torch.allclose(ours, expected, atol=2e-5)
+    same = Modulation(torch.ones_like(factors), nodes)
+    plain = sliding_dct(image, sigma=level, **words)
+    assert torch.allclose(sliding_dct(image, sigma=level, modulation=same, **words), plain)
 
 
 @pytest.mark.parametrize("shape", [(5, 6, 7), (1, 9, 9), (2, 3, 1), (1, 1), (1, 40), (3, 2)])

@@ -1,0 +1,77 @@
+"""`medssl train`: many noisy scans in, weights for `medssl denoise --weights` out."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ._options import (
+    Device,
+    Json,
+    Law,
+    Memory,
+    Overwrite,
+    Quiet,
+    Threads,
+    settings,
+)
+from ._progress import progress
+
+
+def train(
+    data: Annotated[
+        Path, typer.Option("--data", metavar="DIR", help="Folder of scans, at any depth.")
+    ],
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="RUN", help="Folder to write.")],
+    recipe: Annotated[
+        str | None, typer.Option(help="denoise/NAME, or a YAML file; --resume knows its own.")
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option("--steps", "--max-steps", help="In all; default: the recipe's.")
+    ] = None,
+    noise: Annotated[Law, typer.Option(help="Noise law of all scans.")] = Law.auto,
+    change: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Change a recipe's value."),
+    ] = None,
+    device: Device = "auto",
+    memory: Memory = None,
+    threads: Threads = None,
+    seed: Annotated[int, typer.Option(help="Of every random number.")] = 0,
+    overwrite: Overwrite = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on where RUN stopped, if it was begun.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Look at the scans; write nothing.")
+    ] = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Learn from many noisy scans; needs no clean ones. Ctrl-C saves, --resume goes on."""
+    from medssl import api
+
+    with progress(quiet or as_json) as show:
+        done = api.train(
+            data,
+            output,
+            recipe,
+            steps=steps,
+            noise=noise.value,
+            settings=settings(change or []),
+            device=device,
+            memory=memory,
+            threads=threads,
+            seed=seed,
+            overwrite=overwrite,
+            resume=resume,
+            dry_run=dry_run,
+            progress=show,
+        )
+    for refusal in done.refused:
+        typer.echo(f"warning: passed over: {refusal}", err=True)
+    for warning in done.warnings:
+        typer.echo(f"warning: {warning}", err=True)
+    typer.echo(done.line, err=True)
+    typer.echo(json.dumps(done.record, indent=2) if as_json else str(done.run))

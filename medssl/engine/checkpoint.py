@@ -1,0 +1,110 @@
+"""A fit as tensors and plain values, and back, bit for bit.
+
+Chance needs no place in it: generators are named from the seed and the step (`core.random.stream`),
+so the step says it all.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from medssl.core.errors import WeightsError
+from medssl.engine.fit import Fitting
+
+LOSSES = ("first", "last", "lowest")
+"""Of a held-back batch."""
+State = tuple[dict[str, Tensor], dict[str, Any]]
+"""Tensors by name, and plain values."""
+
+
+def pack(fitting: Fitting) -> State:
+    """Everything that the steps to come depend on."""
+    tensors = {f"method/{k}": v for k, v in fitting.method.state_dict().items()}
+    tensors |= _numbered("mean", fitting.mean.weights)
+    facts: dict[str, Any] = {"step": fitting.step, "schedule": fitting.schedule.state_dict()}
+    if fitting.best is not None:
+        tensors |= _numbered("best", fitting.best.weights)
+        facts["held_out"] = {k: getattr(fitting.best, k) for k in LOSSES}
+    optimiser = fitting.optimiser.state_dict()
+    facts["optimiser"] = optimiser["param_groups"]
+    for index, moments in optimiser["state"].items():
+        tensors |= {f"optimiser/{index}/{name}": value for name, value in moments.items()}
+    return tensors, facts
+
+
+def unpack(fitting: Fitting, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
+    """Bring a new fit of the same recipe to where another one was.
+
+    Raises:
+        WeightsError: Parts are missing, or belong to another recipe.
+    """
+    fill(fitting.method, _below("method", tensors))
+    _refill(fitting.mean.weights, _below("mean", tensors))
+    moments: dict[int, dict[str, Tensor]] = {}
+    for key, value in _below("optimiser", tensors).items():
+        index, _, name = key.partition("/")
+        moments.setdefault(int(index), {})[name] = value
+    try:
+        fitting.optimiser.load_state_dict({"state": moments, "param_groups": facts["optimiser"]})
+        fitting.schedule.load_state_dict(facts["schedule"])
+        fitting.step = int(facts["step"])
+        if fitting.best is not None:
+            for name in LOSSES:
+                setattr(fitting.best, name, float(facts["held_out"][name]))
+            _refill(fitting.best.weights, _below("best", tensors))
+    except (KeyError, TypeError, ValueError) as error:
+        raise WeightsError(
+            "the checkpoint is of another recipe", "start anew with --overwrite"
+        ) from error
+
+
+def fill(method: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Give a method its weights.
+
+    Raises:
+        WeightsError: A name, a shape or a type is not the method's, or a value is not finite.
+    """
+    wanted = method.state_dict()
+    missing, unknown = (
+        sorted(wanted.keys() - tensors.keys()),
+        sorted(tensors.keys() - wanted.keys()),
+    )
+    if missing or unknown:
+        raise WeightsError(
+            f"{len(missing)} weights are missing and {len(unknown)} unknown, "
+            f"{(missing + unknown)[0]!r} for one",
+            "they were made for another method or size",
+        )
+    for key, value in tensors.items():
+        if value.shape != wanted[key].shape or value.dtype != wanted[key].dtype:
+            raise WeightsError(
+                f"{key!r} is {_kind(value)}, the method wants {_kind(wanted[key])}",
+                "they were made for another size",
+            )
+        if not bool(torch.isfinite(value).all()):
+            raise WeightsError(f"{key!r} has values that are not finite", "train again")
+    method.load_state_dict(dict(tensors))
+
+
+def _kind(value: Tensor) -> str:
+    return f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
+
+
+def _numbered(name: str, tensors: Iterable[Tensor]) -> dict[str, Tensor]:
+    return {f"{name}/{k}": v for k, v in enumerate(tensors)}
+
+
+def _below(name: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors under a name, without it."""
+    return {k.removeprefix(f"{name}/"): v for k, v in tensors.items() if k.startswith(f"{name}/")}
+
+
+def _refill(places: list[Tensor], tensors: Mapping[str, Tensor]) -> None:
+    """Copy numbered tensors where they came from."""
+    if len(places) != len(tensors):
+        raise WeightsError("the checkpoint is of another recipe", "start anew with --overwrite")
+    with torch.no_grad():
+        for k, place in enumerate(places):
+            place.copy_(tensors[str(k)])

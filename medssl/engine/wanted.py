@@ -1,0 +1,111 @@
+"""What is to be trained, in words that are checked before anything is read."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from medssl import config
+from medssl.config import Recipe, Train
+from medssl.core.errors import UsageError, WeightsError
+from medssl.core.run import plain
+from medssl.engine import estimate
+from medssl.engine.build import restorer
+from medssl.io.run_folder import RECORD
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """What is to be trained, checked."""
+
+    recipe: Recipe
+    train: Train
+    noise: estimate.Asked = field(default_factory=estimate.Asked)
+    seed: int = 0
+
+    @classmethod
+    def of(
+        cls, recipe: str, settings: Mapping[str, Any], noise: estimate.Asked, seed: int
+    ) -> "Wanted":
+        """Check the words before anything is read.
+
+        Args:
+            recipe: `denoise/NAME`, `NAME`, or the path of a YAML file.
+            settings: Dotted keys of the recipe with other values.
+            noise: What was said about the noise of all scans.
+            seed: Of every random number.
+
+        Raises:
+            UsageError: No such recipe or key, another task, or nothing to learn.
+        """
+        task, _, name = recipe.partition("/")
+        if name and task in config.TASKS and task != "denoise":
+            raise UsageError(f"{task} recipes cannot be trained", "use denoise/NAME")
+        found = config.load("denoise", name if task == "denoise" and name else recipe, settings)
+        restorer(found)
+        return cls(recipe=found, train=_checked(found), noise=noise, seed=seed)
+
+    @classmethod
+    def recorded(cls, record: Mapping[str, Any]) -> "Wanted":
+        """What the record of a run says was wanted.
+
+        Raises:
+            WeightsError: It is damaged.
+        """
+        try:
+            tree = record["wanted"]
+            recipe = config.recorded(tree["recipe"], {}, RECORD)
+            noise = estimate.asked(str(tree["noise"]), "auto")
+            return cls(recipe=recipe, train=_checked(recipe), noise=noise, seed=int(tree["seed"]))
+        except (KeyError, TypeError, ValueError, UsageError) as error:
+            raise WeightsError(
+                "its run.json is damaged or of another version of medssl", "use --overwrite"
+            ) from error
+
+    def as_tree(self) -> dict[str, Any]:
+        """Plain values for the record."""
+        return plain(
+            {
+                "recipe": config.as_tree(self.recipe, self.recipe.values),
+                "noise": self.noise.law,
+                "seed": self.seed,
+            }
+        )
+
+    def refuse_another(self, record: Mapping[str, Any]) -> None:
+        """Refuse to go on with a run of something else.
+
+        Raises:
+            UsageError: With the keys that differ.
+        """
+        old, new = (_flat(tree) for tree in (record.get("wanted"), self.as_tree()))
+        other = sorted(k for k in old.keys() | new.keys() if old.get(k) != new.get(k))
+        if other:
+            raise UsageError(
+                f"the run was begun with another {', '.join(other[:3])}",
+                "give the same words, or start anew with --overwrite",
+            )
+
+
+def _flat(tree: Any, name: str = "") -> dict[str, Any]:
+    """Dotted keys of nested mappings."""
+    if not isinstance(tree, Mapping):
+        return {name.removeprefix("recipe."): tree}
+    pairs = [_flat(v, f"{name}.{k}" if name else str(k)) for k, v in tree.items()]
+    return {k: v for pair in pairs for k, v in pair.items()}
+
+
+def _checked(recipe: Recipe) -> Train:
+    """How a recipe learns.
+
+    Raises:
+        UsageError: Not at all, or with numbers that cannot be right.
+    """
+    train = recipe.train
+    if train is None:
+        raise UsageError(f"{recipe.name} learns nothing", "`medssl methods` lists what learns")
+    for name, least in (("steps", 1), ("batch", 1), ("save_every", 1)):
+        if getattr(train, name) < least:
+            raise UsageError(f"train.{name} is {getattr(train, name)}", f"give {least} or more")
+    if not 0 <= train.held_out < 1:
+        raise UsageError(f"train.held_out is {train.held_out:g}", "give 0 to less than 1")
+    return train

@@ -1,0 +1,109 @@
+r"""Where the noise of a magnitude is strong: a map of its standard deviation from one scan.
+
+Parallel imaging makes noise strongest where coils tell voxels apart worst. In calm cells the mean
+of :math:`\ln |h|` of the finest diagonal detail h is that of the local :math:`\ln \sigma` up to a
+constant; it is smoothed over some 20 voxels and drawn towards the whole scan's mean L where few
+cells tell,
+
+.. math:: \ln \sigma(x) = L + \frac{n(x)}{n(x) + v / \tau^2} (L(x) - L), \qquad
+          v = \mathrm{Var} \ln |N| = \pi^2 / 8,
+
+:math:`\tau^2` the variance between windows of 16 voxels beyond their sampling error. Where that is
+not clearly more than nothing there is no map.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn.functional import avg_pool3d, interpolate
+
+GRID = 8
+"""Voxels between the nodes of the map."""
+VARIANCE = math.pi**2 / 8
+"""Of the logarithm of |N|, N standard normal."""
+LEAST_SPREAD = 0.1
+"""Relative variation of the noise below which one number serves as well."""
+CLEARLY = 4.0
+"""Standard deviations by which the variation must exceed its sampling error."""
+LEAST_CELLS = 20.0
+"""Independent calm cells that a window needs to be heard."""
+LEAST_WINDOWS = 8
+KERNEL = (0.0625, 0.25, 0.375, 0.25, 0.0625)
+"""Of the smoothing between nodes, about 20 voxels wide."""
+
+
+def relative_map(
+    detail: Tensor, calm: Tensor, shape: tuple[int, ...], share: float
+) -> Tensor | None:
+    """Local strength of noise relative to its root mean square.
+
+    Args:
+        detail: (cells along each axis) finest diagonal detail.
+        calm: The same shape, bool, which cells count.
+        shape: (*spatial) of the map.
+        share: Independent cells over cells, which overlap.
+
+    Returns:
+        (*spatial), or None where the strength does not vary beyond its sampling error.
+    """
+    n_axes = detail.ndim
+    calm = calm & (detail != 0)
+    log = torch.where(calm, detail.abs().clamp_min(1e-30).log(), 0.0)
+    cells = (1,) * (3 - n_axes)
+    weight = calm.float()
+    total, number = (_summed(x.reshape(*x.shape, *cells), GRID) for x in (log * weight, weight))
+    windows, counted = (_summed(x, 2).flatten() for x in (total, number))
+    heard = share * counted >= LEAST_CELLS
+    if int(heard.sum()) < LEAST_WINDOWS:
+        return None
+    n = share * counted[heard].double()
+    level = (windows[heard] / counted[heard]).double()
+    mean = float((n * level).sum() / n.sum())
+    excess = float((n * (level - mean).square()).sum()) / VARIANCE - (len(n) - 1)
+    if excess < CLEARLY * math.sqrt(2 * (len(n) - 1)):
+        return None
+    between = VARIANCE * excess / float(n.sum() - n.square().sum() / n.sum())
+    if between < LEAST_SPREAD**2:
+        return None
+    total, number = _smoothed(total), _smoothed(number)
+    reach = math.prod(1 / sum(k * k for k in KERNEL) for side in total.shape if side > 1)
+    trust = share * reach * number
+    local = (total / number.clamp_min(1e-6) - mean) * trust / (trust + VARIANCE / between)
+    fine = tuple(side * GRID if side > 1 else 1 for side in local.shape)
+    smooth = interpolate(local[None, None], size=fine, mode="trilinear", align_corners=False)[0, 0]
+    strength = _fitting(smooth, (*shape, *cells)).reshape(shape).exp()
+    used = torch.zeros(shape, dtype=torch.bool)
+    used[tuple(slice(0, side) for side in calm.shape)] = calm
+    return strength / strength[used].square().mean().sqrt()
+
+
+def _summed(x: Tensor, size: int) -> Tensor:
+    """Sums over cubes of so many voxels; a rest at the far end makes its own."""
+    window = tuple(size if n > 1 else 1 for n in x.shape)
+    mean = avg_pool3d(x[None, None], window, ceil_mode=True, count_include_pad=False)[0, 0]
+    ones = avg_pool3d(torch.ones_like(x)[None, None], window, ceil_mode=True, divisor_override=1)
+    return mean * ones[0, 0]
+
+
+def _smoothed(x: Tensor) -> Tensor:
+    """Means of neighbouring nodes; nothing lies beyond the border."""
+    for axis in range(x.ndim):
+        n = x.shape[axis]
+        if n == 1:
+            continue
+        result = torch.zeros_like(x)
+        for k, weight in zip(range(-2, 3), KERNEL, strict=True):
+            first, last = max(0, -k), min(n, n - k)
+            if last > first:
+                part = x.narrow(axis, first + k, last - first)
+                result.narrow(axis, first, last - first).add_(weight * part)
+        x = result
+    return x
+
+
+def _fitting(x: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Cut or extended by its border to a shape."""
+    for axis, n in enumerate(shape):
+        x = x.index_select(axis, torch.arange(n).clamp_max(x.shape[axis] - 1))
+    return x
