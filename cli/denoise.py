@@ -49,6 +49,9 @@ def denoise(
     ] = None,
     mask: Annotated[Path | None, typer.Option(help="Change voxels only where it is not 0.")] = None,
     series: Series = None,
+    bval: Annotated[
+        Path | None, typer.Option(help="b-values of a diffusion series; default: beside IN.")
+    ] = None,
     allow_gaps: Annotated[
         bool,
         typer.Option("--allow-gaps", help="Take a series with missing slices, slice by slice."),
@@ -98,6 +101,7 @@ def denoise(
             strength=strength,
             mask=mask,
             series=series,
+            bval=bval,
             allow_gaps=allow_gaps,
             to=to.value,
             like=like,

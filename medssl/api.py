@@ -28,6 +28,7 @@ from medssl.io import atomic, journal, sidecar
 from medssl.io import memory as in_memory
 from medssl.io.derived import Derivation, derived_datasets
 from medssl.io.folder import find_scans
+from medssl.io.gradients import read_b_values
 from medssl.io.limits import Limits
 from medssl.io.outputs import Outputs
 from medssl.io.read import kind_of, read
@@ -80,6 +81,7 @@ def denoise(
     strength: float | None = None,
     mask: str | Path | Image | Array | None = None,
     series: str | None = None,
+    bval: str | Path | Sequence[float] | None = None,
     allow_gaps: bool = False,
     to: Literal["same", "nii", "dicom", "dicom-classic"] = "same",
     like: str | Path | None = None,
@@ -113,6 +115,8 @@ def denoise(
         strength: 0 gives the input back bit for bit, 1 the whole change; None is the recipe's.
         mask: Voxels that may change: where it is not 0, on the image's grid.
         series: Which DICOM series: number, UID, or text of its description.
+        bval: b-values (s/mm^2) of the volumes of a diffusion series, or FSL's file of them; None
+            takes the file of the scan's name beside it.
         allow_gaps: Take a DICOM series with missing slices as independent slices.
         to: Kind of the output file.
         like: DICOM series whose headers `to="dicom"` takes when the input has none.
@@ -153,6 +157,9 @@ def denoise(
     limits = Limits(memory=where.memory)
     with run.stage("read"):
         image, leave = _enter(x, series, allow_gaps, limits, run)
+        if bval is not None:
+            known = read_b_values(bval) if isinstance(bval, (str, Path)) else tuple(bval)
+            image = dataclasses.replace(image, b_values=known)
         template = image if like is None else read(like, series, limits)
         allowed = None if mask is None else _mask(mask, image, limits)
         if mapped is not None:

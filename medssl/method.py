@@ -36,6 +36,10 @@ class Facts:
     """The noise has a spectrum."""
     correlation: tuple[float, ...] = ()
     """Correlation of the noise of neighbours along each axis; empty where not measured."""
+    n_volumes: int = 1
+    """Volumes of a series."""
+    b_values: tuple[float, ...] | None = None
+    """Diffusion weighting of each volume, s/mm^2; None where it is not known."""
     independent_slices: bool = False
     """Slices do not lie on one grid and must not be mixed."""
 
@@ -61,6 +65,8 @@ class Restorer(Method):
     """Noisy images in, clean images of the same shape out."""
 
     domain: Domain = "stabilised"
+    joint: bool = False
+    """Whether it sees all volumes of a series at once, as the channels of `batch.image`."""
     crop_axes: Literal[2, 3] = 2
     """Axes of the images that its loss takes: slices or volumes."""
 
@@ -79,7 +85,7 @@ class Restorer(Method):
         """Fix what follows from the scan as a whole, before its tiles are restored.
 
         Args:
-            batches: Parts of the scan, one image each.
+            batches: Parts of the scan, one image each, of all volumes if `joint`.
             trust: What is known of their noise.
         """
         del batches, trust
@@ -89,5 +95,5 @@ class Restorer(Method):
         return tuple(0 for _ in shape)
 
     def bytes_per_voxel(self) -> int:
-        """Working memory of `restore` for each voxel of a tile, beside input and output."""
+        """Working memory of `restore` for each value of a tile, beside input and output."""
         return 64

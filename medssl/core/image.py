@@ -62,6 +62,7 @@ class Image:
         channels: What the first axis of `data` is.
         valid: (C, *spatial) bool, finite and not padding; None means everywhere.
         modality: DICOM's word (`CT`, `MR`, `PT`, ...), `""` when the file does not say.
+        b_values: (C,) diffusion weighting of each volume, s/mm^2; None where it is not known.
         origin: What `io` needs to give the header back; opaque elsewhere.
         name: Base name of the source, for messages and sidecars.
         warnings: What the reader found odd, one sentence each.
@@ -76,6 +77,7 @@ class Image:
     channels: Channels = "scalar"
     valid: NDArray[np.bool_] | None = None
     modality: str = ""
+    b_values: tuple[float, ...] | None = None
     origin: object = None
     name: str = ""
     warnings: tuple[str, ...] = ()
@@ -89,6 +91,11 @@ class Image:
             )
         if self.valid is not None and self.valid.shape != self.data.shape:
             raise InputError(f"valid is {self.valid.shape}, data are {self.data.shape}")
+        if self.b_values is not None and len(self.b_values) != self.data.shape[0]:
+            raise InputError(
+                f"there are {len(self.b_values)} b-values for {self.data.shape[0]} volumes",
+                "give one for each volume",
+            )
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -7,7 +7,7 @@ import numpy as np
 
 from medssl.config import Recipe
 from medssl.core.image import Image
-from medssl.engine.estimate import MOST_OF_RANGE
+from medssl.engine.estimate import LONG_SERIES, MOST_OF_RANGE
 from medssl.method import Facts
 from medssl.physics.noise_level import NoiseEstimate
 
@@ -25,6 +25,8 @@ CT_DEFAULTS: dict[Quality, str] = {
     "high": "ct_high",
 }
 """The same for CT, whose noise has a spectrum."""
+SERIES = "mppca"
+"""What is tried first on a series of enough volumes."""
 LEAST_CT_LEVEL = 2.0
 """HU; a CT with less noise is left alone."""
 UNSURE_STRENGTH = 0.5
@@ -68,6 +70,12 @@ def choose(noise: NoiseEstimate, recipe: Recipe, named: bool, strength: float | 
     return Choice(recipe, share, "as asked" if named else noise.why, named)
 
 
+def together(image: Image, noise: NoiseEstimate) -> bool:
+    """Whether the volumes of a series are enough, and their noise white, to be seen at once."""
+    many = image.channels == "time" and image.data.shape[0] >= LONG_SERIES
+    return many and noise.spectrum is None
+
+
 def facts(image: Image, noise: NoiseEstimate) -> Facts:
     """What a method may need to know before it is built."""
     return Facts(
@@ -75,6 +83,8 @@ def facts(image: Image, noise: NoiseEstimate) -> Facts:
         spacing=image.spacing,
         correlated=noise.spectrum is not None,
         correlation=noise.correlation,
+        n_volumes=image.data.shape[0] if image.channels == "time" else 1,
+        b_values=image.b_values,
         independent_slices=getattr(image.origin, "independent_slices", False),
     )
 

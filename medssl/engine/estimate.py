@@ -1,7 +1,6 @@
 """What the noise of a scan is: CT by its power spectrum, everything else by its law."""
 
-import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import PurePath
 
 import numpy as np
@@ -14,6 +13,7 @@ from medssl.core.image import Image
 from medssl.denoise.collaborative import block_for
 from medssl.engine.infer import read_tile
 from medssl.nets.sliding_dct import sliding_dct
+from medssl.physics.marchenko_pastur import SETTLED, sigma_map, window_for
 from medssl.physics.noise import Gaussian, Law, NonCentralChi, Rician, law_named
 from medssl.physics.noise_level import NoiseEstimate
 from medssl.physics.noise_level import estimate as estimate_level
@@ -25,6 +25,10 @@ HU_AIR = -800.0
 SOFT_TISSUE = (-150.0, 150.0)
 MOST_OF_RANGE = 0.5
 """Share of the range of values; with more noise there is no picture to keep."""
+LONG_SERIES = 16
+"""Volumes from which noise is what they do not share."""
+VOXELS_FOR_VOLUME = 4
+"""Voxels of a window for each volume, where noise is looked for: enough to set signal apart."""
 MOST_COILS = 64
 """L beyond which nobody sums coils."""
 SERIES_VOLUMES = 4
@@ -90,7 +94,7 @@ def with_map(words: Asked, sigma_map: NDArray[np.float32]) -> Asked:
         raise UsageError(
             "the map of --sigma has values that are not above 0", "fill it with a positive sigma"
         )
-    return dataclasses.replace(words, sigma_map=torch.from_numpy(np.ascontiguousarray(sigma_map)))
+    return replace(words, sigma_map=torch.from_numpy(np.ascontiguousarray(sigma_map)))
 
 
 def modality(image: Image) -> str:
@@ -123,6 +127,11 @@ def estimate(image: Image, words: Asked) -> NoiseEstimate:
     _check_sigma(image, words.sigma)
     if image.modality == "CT" and words.law == "auto":
         return _ct(image, words)
+    given = words.sigma is not None or words.sigma_map is not None
+    if image.channels == "time" and image.data.shape[0] >= LONG_SERIES and not given:
+        shared = _series(image, words)
+        if shared is not None:
+            return shared
     channels = range(0, image.data.shape[0], max(1, image.data.shape[0] // SERIES_VOLUMES))
     found = [_one(image, channel, words) for channel in channels]
     middle = sorted(found, key=lambda e: e.sigma)[len(found) // 2]
@@ -132,7 +141,7 @@ def estimate(image: Image, words: Asked) -> NoiseEstimate:
         level = words.sigma
     else:
         return middle
-    return dataclasses.replace(
+    return replace(
         middle,
         law=_at(middle.law, level),
         sigma=level,
@@ -145,7 +154,7 @@ def estimate(image: Image, words: Asked) -> NoiseEstimate:
 def _at(law: Law, sigma: float) -> Law:
     """A law at a given sigma; for counts and speckle, which have none, additive noise instead."""
     if isinstance(law, Gaussian | Rician | NonCentralChi):
-        return dataclasses.replace(law, sigma=sigma)
+        return replace(law, sigma=sigma)
     return Gaussian(sigma)
 
 
@@ -176,6 +185,29 @@ def _one(image: Image, channel: int, words: Asked) -> NoiseEstimate:
     )
 
 
+def _series(image: Image, words: Asked) -> NoiseEstimate | None:
+    """The noise of many volumes by what they do not share; None where they share everything."""
+    first = _one(image, image.data.shape[0] // 2, words)
+    if not isinstance(first.law, Gaussian | Rician | NonCentralChi):
+        return None
+    planar = getattr(image.origin, "independent_slices", False)
+    wanted = VOXELS_FOR_VOLUME * image.data.shape[0]
+    window = window_for(wanted, image.shape, image.spacing, planar=planar)
+    found = sigma_map(torch.from_numpy(image.data), replace(first.law, sigma=1.0), window)
+    if found is None:
+        return None
+    local, sigma = found
+    return replace(
+        first,
+        law=replace(first.law, sigma=sigma),
+        why=f"{first.why}; level by what {image.data.shape[0]} volumes do not share",
+        sigma=sigma,
+        sigma_error=SETTLED,
+        sigma_map=local,
+        warnings=first.warnings if first.sigma > 0 else (),
+    )
+
+
 def _ct(image: Image, words: Asked) -> NoiseEstimate:
     """The noise of a CT: spectrum from flat blocks, local strength from a pilot's residual."""
     volume = torch.from_numpy(image.data[0])
@@ -186,7 +218,7 @@ def _ct(image: Image, words: Asked) -> NoiseEstimate:
     if words.sigma_map is not None:
         level = float(words.sigma_map.square().mean().sqrt())
     if level is not None:
-        model = dataclasses.replace(model, level=level)
+        model = replace(model, level=level)
     warnings = [] if model.confident else ["too little flat tissue to be sure of the noise"]
     return NoiseEstimate(
         law=Gaussian(max(model.level, 1e-6)),

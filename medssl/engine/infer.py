@@ -112,8 +112,9 @@ class Scaling:
         """Image and noise standard deviation in the restorer's domain.
 
         Args:
-            y: (*spatial) image units.
-            sigma: (*spatial) noise in image units where it varies, else None.
+            y: (..., *spatial) image units.
+            sigma: (*spatial) noise in image units where it varies, else None. A map of the noise
+                goes into the stabilisation, the local strength of a spectrum to the restorer.
         """
         relative = None if sigma is None else sigma / self.noise.sigma
         if self.method.domain == "stabilised":
@@ -180,10 +181,12 @@ def plan(method: Restorer, image: Image, machine: Machine) -> Plan:
         MemoryLimitError: Not even the smallest tile fits.
     """
     halo = tuple(min(h, n) for h, n in zip(method.halo(image.shape), image.shape, strict=True))
-    per_voxel = method.bytes_per_voxel() + BYTES_AROUND
+    together = image.data.shape[0] if method.joint else 1
+    per_voxel = together * (method.bytes_per_voxel() + BYTES_AROUND)
     free = machine.free
     least = LEAST_TILE_BYTES * (LARGER if max(halo) >= LONG_HALO else 1)
-    wanted = int(least + SHARE_OF_VOLUME * 4 * np.prod(image.shape, dtype=np.float64))
+    voxels = together * np.prod(image.shape, dtype=np.float64)
+    wanted = int(least + SHARE_OF_VOLUME * 4 * voxels)
     if machine.device.type == "cuda":
         wanted = free // 2
     size = tile_size(image.shape, halo, max(min(wanted, free), 0) // per_voxel)
@@ -229,16 +232,17 @@ def infer(
     """
     out = np.empty_like(image.data)  # keeps the memory order of the file
     notes: list[str] = []
-    total = plan_.n_tiles * image.data.shape[0]
+    batches = batches_of(scale.method, image)
+    total = plan_.n_tiles * len(batches)
     done = 0
     zeros_are_background = scale.noise.law.name != "gaussian"  # a mask, not a measurement
     scale.method.to(plan_.device)
-    for channel in range(image.data.shape[0]):
+    for volumes in batches:
         for tile in tiles(image.shape, plan_.tile, plan_.halo):
-            at: tuple[Any, ...] = (channel, *tile.core)
+            at: tuple[Any, ...] = (volumes, *tile.core)
             while True:
                 try:
-                    fresh = _restored(scale, image, channel, tile, plan_, seed)
+                    fresh = _restored(scale, image, volumes, tile, plan_, seed)
                     break
                 except (torch.OutOfMemoryError, MemoryError) as error:
                     plan_ = _smaller(plan_, error)
@@ -258,6 +262,12 @@ def infer(
             if on_tile is not None:
                 on_tile(done, total)
     return out, tuple(dict.fromkeys(notes))
+
+
+def batches_of(method: Restorer, image: Image) -> list[slice]:
+    """The volumes that a restorer sees at once: all, or one after the other."""
+    n = image.data.shape[0]
+    return [slice(0, n)] if method.joint else [slice(k, k + 1) for k in range(n)]
 
 
 def local_sigma(noise: NoiseEstimate, part: tuple[slice, ...]) -> Tensor | None:
@@ -282,25 +292,34 @@ def read_tile(image: Image, channel: int, part: tuple[slice, ...]) -> Tensor:
     return _filled(y, torch.from_numpy(np.ascontiguousarray(image.valid[channel][part])))
 
 
+def read_batch(
+    scale: Scaling,
+    image: Image,
+    volumes: slice,
+    part: tuple[slice, ...],
+    device: torch.device,
+    generator: torch.Generator | None = None,
+) -> tuple[Noisy, Tensor | None]:
+    """A part (1, volumes, *part) in the restorer's domain, and its noise in image units."""
+    picks = range(*volumes.indices(image.data.shape[0]))
+    y = torch.stack([read_tile(image, k, part) for k in picks]).to(device)
+    sigma = local_sigma(scale.noise, part)
+    sigma = None if sigma is None else sigma.to(device)
+    z, level = scale.inward(y, sigma)
+    level = None if level is None else level.to(device).expand(z.shape)[None]
+    return Noisy(z[None], level, seen_from(scale.noise, part), generator), sigma
+
+
 def _restored(
-    scale: Scaling, image: Image, channel: int, tile: Tile, plan_: Plan, seed: int
+    scale: Scaling, image: Image, volumes: slice, tile: Tile, plan_: Plan, seed: int
 ) -> NDArray[np.float32]:
-    """The core of one tile in image units."""
+    """(volumes, *core) of one tile in image units."""
     device = torch.device(plan_.device)
-    y = read_tile(image, channel, tile.read).to(device)
-    sigma = local_sigma(scale.noise, tile.read)
-    z, level = scale.inward(y, None if sigma is None else sigma.to(device))
-    generator = stream(seed, f"restore/{channel}/{tile.core}", device)
+    generator = stream(seed, f"restore/{volumes.start}/{tile.core}", device)
+    batch, sigma = read_batch(scale, image, volumes, tile.read, device, generator)
+    core = (slice(None), *tile.inner)
     with torch.no_grad():
-        restored = scale.method.restore(
-            Noisy(
-                z[None, None],
-                sigma=None if level is None else level.to(device).expand(z.shape)[None, None],
-                spectrum=seen_from(scale.noise, tile.read),
-                generator=generator,
-            )
-        )[0, 0]
-        x = scale.outward(restored[tile.inner])
+        x = scale.outward(scale.method.restore(batch)[0][core])
         if scale.divided:
             assert sigma is not None
             x *= sigma[tile.inner].to(x) / scale.noise.sigma

@@ -15,7 +15,7 @@ for by a fast filter, which is run on the blocks and on a larger sample.
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -26,8 +26,8 @@ from medssl.core.batch import Noisy
 from medssl.core.image import Image
 from medssl.core.random import stream
 from medssl.denoise.collaborative import block_for
-from medssl.engine.infer import Scaling, local_sigma, read_tile, seen_from
-from medssl.engine.sample import Part, blocks, middle_channel
+from medssl.engine.infer import Scaling, read_batch
+from medssl.engine.sample import Part, blocks, middle_channel, volumes_looked_at
 from medssl.nets.sliding_dct import sliding_dct
 from medssl.physics.noise_level import NoiseEstimate
 from medssl.physics.sure import EPSILON, signs
@@ -36,6 +36,10 @@ BLOCK = 24**3
 """Voxels of one block; smaller ones have too much border."""
 SLOW = 4 * BLOCK
 """Voxels that the method itself is run on, twice."""
+SERIES_VALUES = 1_600_000
+"""The same for a method that sees all volumes at once, counting each value of them."""
+SERIES_BLOCKS = 4
+"""Blocks that these values make up."""
 FAST = (16 * BLOCK, 40 * BLOCK)
 """Voxels that the fast filter is run on, twice: at least, at most, a tenth of the scan between."""
 THRESHOLD = 2.8
@@ -137,15 +141,19 @@ def predict(
         strength: Share of the change that will be applied.
     """
     channel, model = middle_channel(image), scale.noise.spectrum
+    volumes = volumes_looked_at(scale.method, image)
 
     def seen(parts: list[Part], restore: Callable[[Noisy], Tensor]) -> "_Seen":
-        return _Seen.of([_look(scale, image, channel, p, restore, device, seed) for p in parts])
+        return _Seen.of([_look(scale, image, volumes, p, restore, device, seed) for p in parts])
 
     floor = scale.floor
-    few = blocks(image, channel, voxels=SLOW, size=BLOCK, floor=floor)
+    voxels = min(SLOW, SERIES_VALUES // (volumes.stop - volumes.start))
+    size = min(BLOCK, voxels // SERIES_BLOCKS) if scale.method.joint else BLOCK
+    few = blocks(image, channel, voxels=voxels, size=size, floor=floor)
     found = seen(few, scale.method.restore)
     removed, divergence, variance = found.removed, found.divergence, found.variance()
-    if len(few) > 1 and model is None and scale.method.domain == "stabilised":
+    alone = not scale.method.joint
+    if alone and len(few) > 1 and model is None and scale.method.domain == "stabilised":
         most = min(max(math.prod(image.shape) // 10, FAST[0]), FAST[1])
         many = blocks(image, channel, voxels=most, size=BLOCK, floor=floor)
         window, step = block_for(image.shape, image.spacing, correlated=False)
@@ -202,42 +210,37 @@ class _Seen:
 def _look(
     scale: Scaling,
     image: Image,
-    channel: int,
+    volumes: slice,
     part: Part,
     restore: Callable[[Noisy], Tensor],
     device: torch.device,
     seed: int,
 ) -> Tensor:
     """(cells, 3) float64 sums over one block: removed, noise, and how much of the noise is kept."""
-    y = read_tile(image, channel, part).to(device)
-    local = local_sigma(scale.noise, part)
-    z, level = scale.inward(y, None if local is None else local.to(device))
-    sigma = None if level is None else level.to(device).expand(z.shape)
+    batch, _ = read_batch(scale, image, volumes, part, device)
+    z = batch.image[0]
     name = f"predict/{[s.start for s in part]}"
 
     def restored(x: Tensor) -> Tensor:
-        batch = Noisy(
-            x[None, None],
-            sigma=None if sigma is None else sigma[None, None],
-            spectrum=seen_from(scale.noise, part),
-            generator=stream(seed, f"{name}/restore", device),
-        )
+        generator = stream(seed, f"{name}/restore", device)
         with torch.no_grad():
-            return restore(batch)[0, 0]
+            return restore(replace(batch, image=x[None], generator=generator))[0]
 
     f = restored(z)
     variance, weight = scale.trust(f)
-    if sigma is not None:
-        variance = variance * sigma.square()
+    if batch.sigma is not None:
+        variance = variance * batch.sigma[0].square()
     generator = stream(seed, name)
     if scale.noise.spectrum is None:
         probe = signs(z, generator) * variance.sqrt()
     else:
         start = [s.start for s in part]
-        probe = scale.noise.spectrum.sample(z.shape, generator, start=start).to(z) / scale.unit
+        sample = scale.noise.spectrum.sample
+        probe = torch.stack([sample(z.shape[1:], generator, start=start) for _ in z]).to(z)
+        probe /= scale.unit
     change = (restored(z + EPSILON * probe) - f) / EPSILON
     terms = weight * torch.stack([(f - z).square(), variance, probe * change])
-    return _cells(terms.double()).flatten(1).T
+    return _cells(terms.double().sum(1)).flatten(1).T
 
 
 def _cells(terms: Tensor) -> Tensor:

@@ -171,14 +171,18 @@ def prepare(image: Image, request: Request, machine: Machine, run: Run) -> Prepa
     run.warn(*image.warnings, *noise.warnings)
     named = request.recipe is not None
     choice = choose.choose(noise, request.chosen(noise), named, request.strength)
+    declined = choose.reason_to_decline(image, noise)
     facts, trained = choose.facts(image, noise), request.weights
+    free = not named and not request.settings and trained is None
+    if free and declined is None and choose.together(image, noise):
+        with run.stage("choose"):
+            choice = _for_series(image, noise, choice, machine, run.seed)
     if trained is None:
         method, settled = restorer(choice.recipe, facts)
     else:
         method, settled = trained.build()
         choice = dataclasses.replace(choice, why=f"weights of {trained.seen.learnt} other scans")
     plan = infer.plan(method, image, machine)
-    declined = choose.reason_to_decline(image, noise)
     run.method, run.why = choice.recipe.name, choice.why
     train = choice.recipe.train
     run.recipe = {
@@ -275,6 +279,22 @@ def facts_of(noise: NoiseEstimate) -> dict[str, Any]:
         "spectrum": spectrum,
         "why": noise.why,
     }
+
+
+def _for_series(
+    image: Image, noise: NoiseEstimate, apart: choose.Choice, machine: Machine, seed: int
+) -> choose.Choice:
+    """All volumes at once, or as chosen one by one: whichever has the smaller expected error."""
+    together = dataclasses.replace(apart, recipe=config.load("denoise", choose.SERIES))
+    errors = []
+    for choice in (together, apart):
+        method, _ = restorer(choice.recipe, choose.facts(image, noise))
+        scale = infer.scaling(method.to(machine.device), image, noise)
+        settle(scale, image, machine.device, seed)
+        errors.append(max(predict(scale, image, machine.device, seed).error, 0.0))
+    chosen = together if errors[0] <= errors[1] else apart
+    why = f"expected error {errors[0]:.2g} of the noise at once, {errors[1]:.2g} one by one"
+    return dataclasses.replace(chosen, why=why)
 
 
 def _learners(method: Restorer, recipe: Recipe) -> Iterator[tuple[Restorer, Train]]:

@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medssl.core.image import Image
+from medssl.method import Restorer
 
 SIGNAL = 0.3
 """Share of a block above the floor from which it shows the patient."""
@@ -20,6 +21,12 @@ Part = tuple[slice, ...]
 def middle_channel(image: Image) -> int:
     """The volume of a series that is looked at; the first of anything else."""
     return image.data.shape[0] // 2 if image.channels == "time" else 0
+
+
+def volumes_looked_at(method: Restorer, image: Image) -> slice:
+    """All volumes for a joint restorer, else the middle one."""
+    middle = middle_channel(image)
+    return slice(0, image.data.shape[0]) if method.joint else slice(middle, middle + 1)
 
 
 def blocks(image: Image, channel: int, *, voxels: int, size: int, floor: float) -> list[Part]:

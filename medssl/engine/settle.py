@@ -2,14 +2,15 @@
 
 import torch
 
-from medssl.core.batch import Noisy
 from medssl.core.image import Image
 from medssl.core.random import stream
-from medssl.engine.infer import Scaling, local_sigma, read_tile, seen_from
-from medssl.engine.sample import blocks, middle_channel
+from medssl.engine.infer import Scaling, read_batch
+from medssl.engine.sample import blocks, middle_channel, volumes_looked_at
 
 VOXELS = 300_000
 """Voxels that are looked at; a smaller scan as a whole."""
+SERIES_VALUES = 10_000_000
+"""The same for a method that sees all volumes at once, counting each value of them."""
 BLOCK = 32**3
 """Voxels of one block."""
 
@@ -23,19 +24,13 @@ def settle(scale: Scaling, image: Image, device: torch.device, seed: int) -> Non
         device: Where it will run.
         seed: Of the run.
     """
-    channel = middle_channel(image)
+    channel, volumes = middle_channel(image), volumes_looked_at(scale.method, image)
+    most = min(VOXELS, SERIES_VALUES // (volumes.stop - volumes.start))
+    parts = blocks(image, channel, voxels=most, size=min(BLOCK, most), floor=scale.floor)
     batches = []
-    for k, part in enumerate(blocks(image, channel, voxels=VOXELS, size=BLOCK, floor=scale.floor)):
-        y = read_tile(image, channel, part).to(device)
-        local = local_sigma(scale.noise, part)
-        z, level = scale.inward(y, None if local is None else local.to(device))
-        batches.append(
-            Noisy(
-                z[None, None],
-                sigma=None if level is None else level.to(device).expand(z.shape)[None, None],
-                spectrum=seen_from(scale.noise, part),
-                generator=stream(seed, f"settle/{k}"),
-            )
-        )
+    for k, part in enumerate(parts):
+        generator = stream(seed, f"settle/{k}")
+        batch, _ = read_batch(scale, image, volumes, part, device, generator)
+        batches.append(batch)
     with torch.no_grad():
         scale.method.settle(batches, scale.trust)

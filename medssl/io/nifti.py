@@ -24,6 +24,7 @@ from medssl.core.errors import InputError, printable
 from medssl.core.geometry import Geometry
 from medssl.core.image import Image, Stored
 from medssl.io import atomic, values
+from medssl.io.gradients import read_b_values
 from medssl.io.limits import MIB, Limits
 
 Header = Nifti1Header | Nifti2Header
@@ -123,6 +124,7 @@ def read(path: Path, limits: Limits | None = None) -> Image:
         stored=Stored(dtype.newbyteorder("="), np.array(slope), np.array(intercept)),
         channels="time" if data.shape[0] > 1 else "scalar",
         valid=valid,
+        b_values=_b_values(voxel_path, data.shape[0], warnings),
         origin=NiftiOrigin(raw_header, planes, dims, paired, voxel_path, sha256),
         name=path.name,
         warnings=tuple(warnings),
@@ -199,6 +201,22 @@ def companions(path: Path) -> dict[str, Path]:
         beside = path.with_name(stem + suffix)
         if beside.is_file():
             found[suffix] = beside
+    return found
+
+
+def _b_values(path: Path, n_volumes: int, warnings: list[str]) -> tuple[float, ...] | None:
+    """What the .bval file beside a series says, if it is about these volumes."""
+    beside = companions(path).get(".bval")
+    if beside is None or n_volumes == 1:
+        return None
+    try:
+        found = read_b_values(beside)
+    except InputError as error:
+        warnings.append(f"{error}: b-values are not used")
+        return None
+    if len(found) != n_volumes:
+        warnings.append(f"{len(found)} b-values for {n_volumes} volumes: they are not used")
+        return None
     return found
 
 

@@ -1,4 +1,4 @@
-"""Synthetic scans from ellipsoids: an abdomen in HU and a head as a magnitude image.
+"""Synthetic scans from ellipsoids: an abdomen in HU, a head as a magnitude image, and series of it.
 
 Everything is a formula of position, so a phantom is the same on every machine and at any size.
 """
@@ -57,6 +57,19 @@ _DEEP = (
     (0.64, (0.30, -0.02, 0.0), (0.06, 0.17, 0.16), -10.0),
     (0.35, (-0.36, 0.30, 0.2), (0.035, 0.05, 0.06), 0.0),  # two small lesions
     (0.95, (0.34, 0.36, -0.1), (0.03, 0.04, 0.05), 0.0),
+)
+
+_WEIGHTED = {"fluid": 1.0, "cortex": 0.6, "white": 0.5}
+"""Signal of the tissues without diffusion weighting."""
+_ISOTROPIC = {"fluid": 3.0e-3, "cortex": 0.8e-3}
+"""Diffusivity, mm^2/s."""
+_ALONG, _ACROSS = 1.7e-3, 0.3e-3
+"""Diffusivity of white matter along and across its fibres, mm^2/s."""
+_ACTIVE = (
+    # centre, semi-axes of what responds to a task, delay in volumes
+    ((-0.30, 0.30, 0.0), (0.16, 0.12, 0.20), 0),
+    ((0.30, 0.30, 0.0), (0.16, 0.12, 0.20), 3),
+    ((0.02, -0.48, 0.0), (0.12, 0.10, 0.20), 6),
 )
 
 
@@ -123,6 +136,83 @@ def head(shape: Sequence[int]) -> Tensor:
     texture = 1 + 0.02 * torch.sin(61 * x + 17 * z) * torch.sin(53 * y) + 0.06 * x - 0.05 * y
     image = (image * texture).clamp(0, 1)
     return image if len(shape) == 3 else image[..., 0]
+
+
+def diffusion(shape: Sequence[int], b_values: Tensor, directions: Tensor) -> Tensor:
+    """Diffusion-weighted volumes of a brain: two crossing bundles of fibres, cortex and fluid.
+
+    Args:
+        shape: Voxels (x, y, z).
+        b_values: (N,) s/mm^2.
+        directions: (N, 3) unit vectors of the gradients; any where b is 0.
+
+    Returns:
+        (N, *shape) float32 in [0, 1], 0 outside the brain; white matter has 0.5 at b = 0.
+    """
+    tissue = _tissues(shape)
+    x, y, z = _axes(shape, [2 / n for n in shape])
+    nothing = torch.zeros((x + y + z).shape)
+    around = torch.stack([nothing - y, nothing + x, nothing + 0.4 * torch.sin(3 * z)], -1)
+    radial = torch.stack([nothing + x, nothing + 0.6 * y, nothing + 0.8 + 0.3 * x * y], -1)
+    second = (0.5 + 0.5 * torch.sin(4 * x + 2 * z) * torch.cos(3 * y)).clamp(0, 0.6)
+    volumes = []
+    for b, direction in zip(b_values.tolist(), directions, strict=True):
+        volume = nothing.clone()
+        for name, diffusivity in _ISOTROPIC.items():
+            volume += _WEIGHTED[name] * tissue[name] * math.exp(-b * diffusivity)
+        for fibre, share in ((around, 1 - second), (radial, second)):
+            cosine = (fibre @ direction) / fibre.norm(dim=-1).clamp_min(1e-6)
+            decay = torch.exp(-b * (_ACROSS + (_ALONG - _ACROSS) * cosine.square()))
+            volume += _WEIGHTED["white"] * tissue["white"] * share * decay
+        volumes.append(volume)
+    return torch.stack(volumes)
+
+
+def sphere(n: int) -> Tensor:
+    """(n, 3) unit vectors spread evenly over half of a sphere, along a spiral."""
+    turn = math.pi * (3 - math.sqrt(5))
+    z = 1 - (torch.arange(n, dtype=torch.float64) + 0.5) / n
+    angle = turn * torch.arange(n, dtype=torch.float64)
+    radius = (1 - z.square()).sqrt()
+    return torch.stack([radius * angle.cos(), radius * angle.sin(), z], -1).float()
+
+
+def activation(shape: Sequence[int], n: int, change: float = 0.03) -> tuple[Tensor, Tensor, Tensor]:
+    """A head over time in which three regions respond to a task, each with another delay.
+
+    Args:
+        shape: Voxels (x, y, z).
+        n: Volumes.
+        change: Largest relative change of the signal in an active voxel.
+
+    Returns:
+        (n, *shape) volumes in [0, 1], float32; (3, *shape) how much each region owns of a voxel;
+        (3, n) the time courses, 0 to 1.
+    """
+    position = _axes(shape, [2 / k for k in shape])
+    image = head(shape)
+    time = torch.arange(n, dtype=torch.float32)
+    regions, courses = [], []
+    for centre, axes, delay in _ACTIVE:
+        regions.append(_ellipsoid(position, centre, axes, 0.0, 2 / min(shape)))
+        courses.append((0.5 + 0.75 * torch.sin(2 * math.pi * (time - delay) / 16)).clamp(0, 1))
+    region, course = torch.stack(regions), torch.stack(courses)
+    drift = 0.01 * torch.sin(math.pi * time / n)
+    x, y, z = position
+    relative = torch.einsum("rt,rxyz->txyz", change * course, region)
+    relative += drift[:, None, None, None] * (x + y + 0 * z)
+    return image * (1 + relative), region, course
+
+
+def _tissues(shape: Sequence[int]) -> dict[str, Tensor]:
+    """How much of each voxel is fluid, cortex and white matter; nothing outside the brain."""
+    image = head(shape)
+    position = _axes(shape, [2 / n for n in shape])
+    inside = _ellipsoid(position, *_HEAD[-1][1:], 2 / min(shape))
+    white = ((image - 0.48) / 0.28).clamp(0, 1)
+    fluid = ((0.48 - image) / 0.30).clamp(0, 1)
+    parts = {"fluid": fluid, "cortex": 1 - white - fluid, "white": white}
+    return {name: inside * part for name, part in parts.items()}
 
 
 def _axes(shape: Sequence[int], step: Sequence[float]) -> tuple[Tensor, Tensor, Tensor]:
