@@ -215,7 +215,10 @@ def _edges(
     sharp, task = texture.disk(CROP, RADIUS), texture.disk(CROP, RADIUS, BLUR)
     sums = {contrast: np.zeros_like(task) for contrast in CONTRASTS}
     for x, y, z in places:
-        corner = [min(max(c - CROP // 2, 0), n - CROP) for c, n in zip((x, y), image.shape)]
+        corner = [
+            min(max(c - CROP // 2, 0), n - CROP)
+            for c, n in zip((x, y), image.shape[:2], strict=True)
+        ]
         part = tuple(slice(c, c + CROP) for c in corner)
         middle = 0
         if len(image.shape) == 3:
