@@ -19,7 +19,7 @@ SIDE = 32
 """Of a flat block, pixels."""
 BODY = -532.0
 """HU; what is darker is not body."""
-CROP, DEPTH = 64, 8
+CROP, DEPTH = 48, 4
 """Of the crop a disk is put in, pixels and slices."""
 RADIUS, BLUR = 10.0, 0.75
 """Of the disk, pixels; the blur of a scanner whose transfer is one half at half of Nyquist."""
@@ -170,7 +170,7 @@ class _Regions:
     def add(self, before: Slice, after: Slice, good: Mask, z: int) -> None:
         smooth = gaussian_filter(after, 2)
         x, y = np.indices(before.shape)
-        block = (z * 4096 + x // 16) * 4096 + y // 16
+        block = np.asarray((z * 4096 + x // 16) * 4096 + y // 16)
         for name, (low, high) in REGIONS.items():
             inside = binary_erosion((smooth >= low) & (smooth <= high) & good, iterations=3)
             self.parts.setdefault(name, []).append((before[inside], after[inside], block[inside]))

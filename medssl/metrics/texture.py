@@ -41,7 +41,7 @@ class Nps:
 
     @property
     def mean_frequency(self) -> float:
-        """Cycles per mm, over frequencies from 0.05 cycles per pixel to Nyquist; 0 without noise."""
+        """Cycles per mm, from 0.05 cycles per pixel to Nyquist; 0 without noise."""
         f = frequency(self.power.shape, self.spacing)
         used = (f >= LOWEST / max(self.spacing)) & (f <= 0.5 / max(self.spacing))
         total = float(self.power[used].sum())
@@ -90,7 +90,7 @@ def frequency(shape: tuple[int, ...], spacing: Sequence[float]) -> Array:
 def nps(blocks: Array, spacing: tuple[float, float]) -> Nps:
     """Mean noise power of blocks, each less its quadratic surface.
 
-    The three to six degrees of freedom that the surface takes are given back as a factor.
+    The six degrees of freedom that the surface takes are given back as a factor.
 
     Args:
         blocks: (n, N, N) HU.

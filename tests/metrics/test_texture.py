@@ -39,5 +39,6 @@ def test_texture_and_detectability():
     noise = np.random.default_rng(2).normal(0, 10, (200, 64, 64))
     assert np.abs(texture.texture(noise)).max() < 0.01
     task, whole = 20 * texture.disk(64, 5), np.ones((64, 64))
-    found = texture.detectability(task, whole, texture.nps(noise, SPACING))
-    assert found == pytest.approx(np.sqrt((task**2).sum()) / 10, rel=0.05)
+    white = texture.Nps(np.full((64, 64), 100 * SPACING[0] * SPACING[1]), SPACING)
+    found = texture.detectability(task, whole, white)
+    assert found == pytest.approx(np.sqrt((task**2).sum()) / 10, rel=1e-6)
