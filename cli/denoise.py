@@ -76,6 +76,9 @@ def denoise(
     memory: Memory = None,
     threads: Threads = None,
     seed: Annotated[int, typer.Option(help="Of every random number.")] = 0,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Write nothing if a CT quality gate fails (exit 7).")
+    ] = False,
     overwrite: Overwrite = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what would be done; write nothing.")
@@ -114,6 +117,7 @@ def denoise(
             memory=memory,
             threads=threads,
             seed=seed,
+            strict=strict,
             overwrite=overwrite,
             dry_run=dry_run,
             progress=show,
@@ -121,6 +125,8 @@ def denoise(
     for warning in done.record["warnings"]:
         typer.echo(f"warning: {warning}", err=True)
     typer.echo(f"{scan.name}: {done.line}", err=True)
+    for row in done.table:
+        typer.echo(f"  {row}", err=True)
     if as_json:
         typer.echo(json.dumps(done.record, indent=2))
     else:

@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 from torch import Tensor
 
-from medssl.core.errors import InputError, MedsslError, UsageError, naming
+from medssl.core.errors import InputError, MedsslError, QualityError, UsageError, naming
 from medssl.core.image import Image, Stored
 from medssl.core.run import Run, plain
-from medssl.engine import estimate
+from medssl.engine import ct_report, estimate
 from medssl.engine.choose import Choice, Quality
 from medssl.engine.device import machine
 from medssl.engine.restore import Prepared, Progress, Request, prepare, restore
@@ -60,6 +60,8 @@ class Denoised:
     """What was done and why."""
     files: tuple[Path, ...] = ()
     """Everything that was written, or would be in a dry run; the image first."""
+    table: tuple[str, ...] = ()
+    """Of a CT scan, its quality in a few lines."""
     sigma_maps: NDArray[np.float32] | None = None
     """Of a method that has them."""
 
@@ -94,6 +96,7 @@ def denoise(
     memory: str | None = None,
     threads: int | None = None,
     seed: int = 0,
+    strict: bool = False,
     overwrite: bool = False,
     dry_run: bool = False,
     progress: Progress | None = None,
@@ -129,6 +132,7 @@ def denoise(
         memory: Upper bound such as `4GB`; None means what is free.
         threads: CPU threads; None means all cores.
         seed: Of every random number.
+        strict: Refuse a CT result that fails a quality gate, before anything is written.
         overwrite: Replace existing outputs.
         dry_run: Decide everything, write nothing.
         progress: Told the stage, how much is done, and how much there is.
@@ -142,6 +146,7 @@ def denoise(
         WeightsError: The weights are missing, damaged, or made for other scans.
         MemoryLimitError: It does not fit.
         OutputError: The result cannot be put where it should go.
+        QualityError: `strict`, and a gate failed.
     """
     mapped = sigma if isinstance(sigma, (Path, Image, np.ndarray)) else None
     if isinstance(sigma, str) and sigma.endswith((".nii", ".nii.gz")):
@@ -188,10 +193,14 @@ def denoise(
         files = () if outputs is None else outputs.all
         return Denoised(None, ready.noise, ready.choice, run.qc, record, line, files)
     data = restore(ready, allowed, run, tell)
+    failed = ct_report.failures(run.qc["ct"]) if strict and "ct" in run.qc else []
+    if failed:
+        raise QualityError("; ".join(failed), "lower --strength or leave out --strict")
+    table = tuple(ct_report.lines(run.qc["ct"])) if "ct" in run.qc else ()
     if outputs is None:
         made = leave(data)
         record = _record(ready, run, None)
-        return Denoised(made, ready.noise, ready.choice, run.qc, record, line)
+        return Denoised(made, ready.noise, ready.choice, run.qc, record, line, table=table)
     tell("write", 0, 1)
     atomic.remove(outputs.sidecar)
     with run.stage("write"):
@@ -210,7 +219,9 @@ def denoise(
         _write_extras(outputs, ready, data, line, overwrite)
     record = _record(ready, run, written) | {"outputs": _names(outputs)}
     sidecar.write(outputs.sidecar, record, overwrite=overwrite)
-    return Denoised(outputs.image, ready.noise, ready.choice, run.qc, record, line, outputs.all)
+    return Denoised(
+        outputs.image, ready.noise, ready.choice, run.qc, record, line, outputs.all, table
+    )
 
 
 @dataclass(frozen=True, eq=False)

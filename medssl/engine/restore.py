@@ -20,7 +20,7 @@ from medssl.core.errors import UsageError
 from medssl.core.image import Image
 from medssl.core.run import Run
 from medssl.data.patches import HELD, crops, one
-from medssl.engine import choose, estimate, infer
+from medssl.engine import choose, ct_report, estimate, infer
 from medssl.engine.audit import audit
 from medssl.engine.build import restorer
 from medssl.engine.device import Machine
@@ -256,6 +256,18 @@ def restore(
         run.qc["audit"] = seen.as_dict()
         run.warn(*seen.warnings)
     run.qc["residual"] = residual(image.data[middle], data[middle], ready.noise.sigma).as_dict()
+    if image.modality == "CT" and image.data.shape[0] == 1:
+        with run.stage("ct report"):
+            run.qc["ct"] = ct_report.report(
+                scale,
+                image,
+                data,
+                strength=choice.strength,
+                mask=mask,
+                device=torch.device(ready.plan.device),
+                seed=run.seed,
+            )
+        run.warn(*ct_report.failures(run.qc["ct"]))
     return data
 
 

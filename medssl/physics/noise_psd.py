@@ -603,6 +603,8 @@ def _flatness(psd: Tensor) -> float:
 
 def _dct_power(psd: Tensor, block: tuple[int, ...]) -> Tensor:
     """(*block) variance of cosine coefficients; slices are independent where psd has two axes."""
+    if psd.ndim > len(block):
+        psd = psd.mean(-1)  # one slice by itself has the mean over the frequencies along z
     grid = 64
     power = _resize(psd, [max(grid, b) for b, _ in zip(block, psd.shape, strict=False)])
     for axis, size in enumerate(block[: psd.ndim]):
