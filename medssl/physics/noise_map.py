@@ -16,7 +16,7 @@ import math
 
 import torch
 from torch import Tensor
-from torch.nn.functional import avg_pool3d, interpolate
+from torch.nn.functional import interpolate
 
 GRID = 8
 """Voxels between the nodes of the map."""
@@ -80,10 +80,12 @@ def relative_map(
 
 def _summed(x: Tensor, size: int) -> Tensor:
     """Sums over cubes of so many voxels; a rest at the far end makes its own."""
-    window = tuple(size if n > 1 else 1 for n in x.shape)
-    mean = avg_pool3d(x[None, None], window, ceil_mode=True, count_include_pad=False)[0, 0]
-    ones = avg_pool3d(torch.ones_like(x)[None, None], window, ceil_mode=True, divisor_override=1)
-    return mean * ones[0, 0]
+    for axis, n in enumerate(x.shape):
+        if n > 1:
+            wide = x.new_zeros([*x.shape[:axis], -(-n // size) * size, *x.shape[axis + 1 :]])
+            wide.narrow(axis, 0, n).copy_(x)
+            x = wide.unflatten(axis, (-1, size)).sum(axis + 1)
+    return x
 
 
 def _smoothed(x: Tensor) -> Tensor:
