@@ -6,7 +6,7 @@ and how strong it is (`medssl.physics.noise_law`).
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -27,7 +27,7 @@ from medssl.physics.noise_law import (
     judged,
     profile,
 )
-from medssl.physics.noise_map import relative_map
+from medssl.physics.noise_map import GRID, Slab, relative_map, varies
 from medssl.physics.noise_psd import NoiseModel
 from medssl.physics.stabilise import Stabiliser
 
@@ -51,6 +51,10 @@ VAGUE = 0.1
 """Relative error of the level from which texture may be counted as noise."""
 BLUR = (0.0089, 0.2206, 0.5410, 0.2206, 0.0089)
 """Gaussian of standard deviation 0.7 voxel."""
+SLAB = 2_000_000
+"""Voxels of a large scan that are looked at together for a map of its noise."""
+SLAB_HALO = 8
+"""Voxels by which the blur and the gradient reach beyond."""
 WIDE = (0.0625, 0.25, 0.375, 0.25, 0.0625)
 """Gaussian of standard deviation 1 voxel, applied twice."""
 LEAST_STEPS = 0.2
@@ -300,15 +304,31 @@ def _local_strength(
     stabiliser, axes = Stabiliser(law), blocks[0].axes
     share = (2 / 3) ** len(axes)
 
-    def seen(y: Tensor, cells: Tensor, clean: Tensor, most: float) -> Tensor | None:
+    def seen(block: _Block, clean: Tensor, most: float) -> Slab:
         slope = _means(_gradient(stabiliser.forward(clean), axes).square(), axes)
-        detail = _differences(stabiliser.forward(y), axes)
-        return relative_map(detail, cells & (slope < most), tuple(y.shape), share)
+        detail = _differences(stabiliser.forward(block.image), axes)
+        return detail, block.cells & (slope < most)
 
     if len(blocks) == 1 and blocks[0].image.shape == image.shape:
-        return seen(blocks[0].image, blocks[0].cells, restored[0], CALM_SLOPE)
-    whole = _Block(image.float().nan_to_num(middle, middle, middle), usable, axes)
-    return seen(whole.image, whole.cells, _blurred(whole.image, axes), BLURRED_SLOPE)
+        return relative_map([seen(blocks[0], restored[0], CALM_SLOPE)], tuple(image.shape), share)
+    pairs = zip(blocks, restored, strict=True)
+    if not varies((seen(block, clean, CALM_SLOPE) for block, clean in pairs), share):
+        return None
+
+    def slabs() -> Iterator[Slab]:
+        n, plane = image.shape[0], math.prod(image.shape[1:])
+        rows = max(SLAB // plane // GRID, 1) * GRID
+        for first in range(0, n, rows):
+            start = max(first - SLAB_HALO, 0)
+            part = slice(start, min(first + rows + SLAB_HALO, n))
+            y = image[part].float().nan_to_num(middle, middle, middle)
+            block = _Block(y, usable[part], axes)
+            detail, calm = seen(block, _blurred(y, axes), BLURRED_SLOPE)
+            core = slice(first - start, first - start + rows)
+            if len(detail[core]):
+                yield detail[core], calm[core]
+
+    return relative_map(slabs(), tuple(image.shape), share)
 
 
 def _silent(word: str, modality: str, n_coils: float | None) -> Law:

@@ -13,6 +13,7 @@ not clearly more than nothing there is no map.
 """
 
 import math
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -33,27 +34,69 @@ KERNEL = (0.0625, 0.25, 0.375, 0.25, 0.0625)
 """Of the smoothing between nodes, about 20 voxels wide."""
 
 
+Slab = tuple[Tensor, Tensor]
+"""Finest diagonal detail (cells along each axis), and which of these cells are calm, bool."""
+
+
+def varies(parts: Iterable[Slab], share: float) -> bool:
+    """Whether the strength of noise varies over parts of a scan beyond its sampling error.
+
+    Args:
+        parts: Of the scan, anywhere.
+        share: Independent cells over cells, which overlap.
+    """
+    return _spread([_nodes(*part) for part in parts], share) is not None
+
+
 def relative_map(
-    detail: Tensor, calm: Tensor, shape: tuple[int, ...], share: float
+    slabs: Sequence[Slab] | Iterator[Slab], shape: tuple[int, ...], share: float
 ) -> Tensor | None:
     """Local strength of noise relative to its root mean square.
 
     Args:
-        detail: (cells along each axis) finest diagonal detail.
-        calm: The same shape, bool, which cells count.
+        slabs: The scan cut along its first axis, all but the last a multiple of `GRID` long.
         shape: (*spatial) of the map.
         share: Independent cells over cells, which overlap.
 
     Returns:
         (*spatial), or None where the strength does not vary beyond its sampling error.
     """
-    n_axes = detail.ndim
+    pairs, masks = [], []
+    for detail, calm in slabs:
+        pairs.append(_nodes(detail, calm))
+        masks.append(calm & (detail != 0))
+    total, number = (torch.cat(x) for x in zip(*pairs, strict=True))
+    found = _spread([(total, number)], share)
+    if found is None:
+        return None
+    mean, between = found
+    total, number = _smoothed(total), _smoothed(number)
+    reach = math.prod(1 / sum(k * k for k in KERNEL) for side in total.shape if side > 1)
+    trust = share * reach * number
+    local = (total / number.clamp_min(1e-6) - mean) * trust / (trust + VARIANCE / between)
+    fine = tuple(side * GRID if side > 1 else 1 for side in local.shape)
+    smooth = interpolate(local[None, None], size=fine, mode="trilinear", align_corners=False)[0, 0]
+    cells = (1,) * (3 - len(shape))
+    strength = _fitting(smooth, (*shape, *cells)).reshape(shape).exp()
+    used = torch.zeros(shape, dtype=torch.bool)
+    calm = torch.cat(masks)
+    used[tuple(slice(0, side) for side in calm.shape)] = calm
+    return strength / strength[used].square().mean().sqrt()
+
+
+def _nodes(detail: Tensor, calm: Tensor) -> tuple[Tensor, Tensor]:
+    """Sums of ln |h| and numbers of calm cells around the nodes, three axes each."""
     calm = calm & (detail != 0)
     log = torch.where(calm, detail.abs().clamp_min(1e-30).log(), 0.0)
-    cells = (1,) * (3 - n_axes)
-    weight = calm.float()
-    total, number = (_summed(x.reshape(*x.shape, *cells), GRID) for x in (log * weight, weight))
-    windows, counted = (_summed(x, 2).flatten() for x in (total, number))
+    shape = (*detail.shape, *(1 for _ in range(3 - detail.ndim)))
+    return _summed(log.reshape(shape), GRID), _summed(calm.float().reshape(shape), GRID)
+
+
+def _spread(nodes: list[tuple[Tensor, Tensor]], share: float) -> tuple[float, float] | None:
+    """Mean of ln |h| and its variance between windows; None where that is not clear."""
+    windows, counted = (
+        torch.cat([_summed(x, 2).flatten() for x in kind]) for kind in zip(*nodes, strict=True)
+    )
     heard = share * counted >= LEAST_CELLS
     if int(heard.sum()) < LEAST_WINDOWS:
         return None
@@ -64,18 +107,7 @@ def relative_map(
     if excess < CLEARLY * math.sqrt(2 * (len(n) - 1)):
         return None
     between = VARIANCE * excess / float(n.sum() - n.square().sum() / n.sum())
-    if between < LEAST_SPREAD**2:
-        return None
-    total, number = _smoothed(total), _smoothed(number)
-    reach = math.prod(1 / sum(k * k for k in KERNEL) for side in total.shape if side > 1)
-    trust = share * reach * number
-    local = (total / number.clamp_min(1e-6) - mean) * trust / (trust + VARIANCE / between)
-    fine = tuple(side * GRID if side > 1 else 1 for side in local.shape)
-    smooth = interpolate(local[None, None], size=fine, mode="trilinear", align_corners=False)[0, 0]
-    strength = _fitting(smooth, (*shape, *cells)).reshape(shape).exp()
-    used = torch.zeros(shape, dtype=torch.bool)
-    used[tuple(slice(0, side) for side in calm.shape)] = calm
-    return strength / strength[used].square().mean().sqrt()
+    return None if between < LEAST_SPREAD**2 else (mean, between)
 
 
 def _summed(x: Tensor, size: int) -> Tensor:
