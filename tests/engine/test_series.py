@@ -111,7 +111,7 @@ def test_thin_and_tiny_series_are_never_worse(auto, part, masked):
     if masked:
         inside = truth[..., :1] > 0.3
         truth, noisy = truth * inside, noisy * inside
-    clean = api.denoise(noisy, preview=False).image
+    clean = api.denoise(noisy, quality="fast").image
     assert clean.shape == noisy.shape
     assert error(clean, truth) <= error(noisy, truth)
 
@@ -185,7 +185,7 @@ def test_seven_volumes_are_too_few_for_patch2self(auto):
 def test_real_series_keep_their_header(data_folder: Path, tmp_path, name, method):
     source = data_folder / "dmri" / name
     out = tmp_path / Path(name).name
-    done = api.denoise(source, out, preview=False, settings=None)
+    done = api.denoise(source, out, preview=False, quality="fast")
     assert done.choice.recipe.method == method
     before, after = nib.load(source), nib.load(out)
     assert after.shape == before.shape

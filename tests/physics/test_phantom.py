@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from medssl.physics.phantom import abdomen, head
+from medssl.physics.phantom import abdomen, activation, diffusion, head, sphere
 
 
 @pytest.mark.parametrize("shape", [(96, 96, 12), (61, 48, 3), (64, 64)])
@@ -34,3 +34,34 @@ def test_head(shape):
     assert image[0, 0].max() < 1e-3
     histogram = torch.histc(image, 20, 0.02, 1)
     assert (histogram > 0.005 * image.numel()).sum() >= 5
+
+
+def test_directions_are_spread_over_half_a_sphere():
+    g = sphere(60)
+    assert torch.allclose(g.norm(dim=1), torch.ones(60), atol=1e-6)
+    moments = g.T @ g / 60
+    assert torch.allclose(moments, torch.eye(3) / 3, atol=0.01)
+
+
+def test_diffusion_decays_along_fibres_and_fluid_decays_most():
+    b_values = torch.tensor([0.0, 1000.0, 2000.0])
+    series = diffusion((24, 28, 12), b_values, torch.eye(3)[[0, 0, 0]])
+    brain = series[0] > 0.3
+    assert series.shape == (3, 24, 28, 12)
+    assert bool((series[1] < series[0])[brain].all())
+    assert bool((series[2] < series[1])[brain].all())
+    assert bool((series[:, 0, 0, 0] == 0).all())
+    ratio = (series[1] / series[0])[brain]
+    assert float(ratio.min()) < 0.2 < 0.65 < float(ratio.max())
+
+
+def test_a_task_changes_its_regions_by_what_was_asked():
+    series, region, course = activation((32, 36, 12), 32, change=0.03)
+    assert series.shape == (32, 32, 36, 12)
+    assert region.shape == (3, 32, 36, 12)
+    assert float(course.min()) == 0
+    assert float(course.max()) == 1
+    still = activation((32, 36, 12), 32, change=0.0)[0]
+    inside = (region[0] > 0.5) & (still[0] > 0.1)
+    swing = (series / still - 1)[:, inside]
+    assert float(swing.max()) == pytest.approx(0.03, abs=0.01)  # the head drifts, too
