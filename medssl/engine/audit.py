@@ -31,6 +31,8 @@ BLOCK = 20**3
 """Voxels of one block."""
 DRAWS = 99
 """K, draws of noise on the result."""
+SAMPLES = 5
+"""Samples of coloured noise, which are dear; draws are these, moved around by chance."""
 BINS = 5
 """Groups of equal size by intensity."""
 SURE = 0.01
@@ -166,11 +168,14 @@ def _look(
     if not bool(good.any()):
         return None
     sd = torch.where(good, sd, torch.ones_like(sd))
-    spectrum, draws = scale.noise.spectrum, []
-    for _ in range(DRAWS):
-        if spectrum is not None:
-            start = [s.start for s in part]
-            draws.append((spectrum.sample(x.shape, generator, start=start) / sd)[good])
+    spectrum, draws, samples = scale.noise.spectrum, [], []
+    if spectrum is not None:
+        start = [s.start for s in part]
+        samples = [spectrum.sample(x.shape, generator, start=start) / sd for _ in range(SAMPLES)]
+    for k in range(DRAWS):
+        if samples:
+            moved = [int(torch.randint(n, (), generator=generator)) for n in x.shape]
+            draws.append(samples[k % SAMPLES].roll(moved, tuple(range(x.ndim)))[good])
         elif local is not None:
             draws.append(torch.randn(x.shape, generator=generator)[good])
         else:
