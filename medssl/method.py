@@ -94,6 +94,10 @@ class Restorer(Method):
         """How far, in voxels per axis, an input voxel can influence the output."""
         return tuple(0 for _ in shape)
 
+    def looks(self) -> int:
+        """Blocks of 24^3 voxels on which the self-check runs the method, twice each."""
+        return 12
+
     def bytes_per_voxel(self) -> int:
         """Working memory of `restore` for each value of a tile, beside input and output."""
         return 64

@@ -167,6 +167,10 @@ class Collaborative(Restorer):
         reach = zip(_tuple(config.block), _tuple(config.search), strict=True)
         return tuple(2 * (b - 1 + r) + (2 if r else 0) for b, r in reach)
 
+    def looks(self) -> int:
+        """The bank is dear, and its weights come from the same estimate on more of the scan."""
+        return 4 if self.config.bank else super().looks()
+
     def bytes_per_voxel(self) -> int:
         """Sums, weights, pilots and stacks, float32, and the borders of small tiles."""
         if self.config.bank:

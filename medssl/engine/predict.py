@@ -34,8 +34,6 @@ from medssl.physics.sure import EPSILON, signs
 
 BLOCK = 24**3
 """Voxels of one block; smaller ones have too much border."""
-SLOW = 4 * BLOCK
-"""Voxels that the method itself is run on, twice."""
 SERIES_VALUES = 1_600_000
 """The same for a method that sees all volumes at once, counting each value of them."""
 SERIES_BLOCKS = 4

@@ -33,7 +33,7 @@ def prepared(image, **words):
 
 
 @pytest.mark.parametrize(
-    ("method", "mean", "most"), [("collaborative_fast", 1e-4, 0.02), ("collaborative", 1e-3, 0.1)]
+    ("method", "mean", "most"), [("collaborative_fast", 1e-4, 0.02), ("collaborative", 1e-3, 0.5)]
 )
 def test_tiles_and_the_whole_agree(brain, method, mean, most):
     ready = prepared(from_array(brain, AFFINE), noise="rician", method=method)
@@ -44,7 +44,7 @@ def test_tiles_and_the_whole_agree(brain, method, mean, most):
     assert cut.n_tiles > 8
     far = np.abs(tiled - whole) / ready.noise.sigma
     assert far.mean() < mean
-    assert far.max() < most  # a coefficient at the threshold may fall on either side of it
+    assert far.max() < most  # a coefficient at the threshold, or a window of a stack, may differ
 
 
 def test_quality_chooses_the_recipe(brain):
