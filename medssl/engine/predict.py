@@ -145,7 +145,7 @@ def predict(
         return _Seen.of([_look(scale, image, volumes, p, restore, device, seed) for p in parts])
 
     floor = scale.floor
-    voxels = min(SLOW, SERIES_VALUES // (volumes.stop - volumes.start))
+    voxels = min(scale.method.looks() * BLOCK, SERIES_VALUES // (volumes.stop - volumes.start))
     size = min(BLOCK, voxels // SERIES_BLOCKS) if scale.method.joint else BLOCK
     few = blocks(image, channel, voxels=voxels, size=size, floor=floor)
     found = seen(few, scale.method.restore)

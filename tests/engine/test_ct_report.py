@@ -18,7 +18,7 @@ from medssl.physics.phantom import abdomen
 class _Scale:
     """A filter in HU without a noise spectrum."""
 
-    noise = SimpleNamespace(spectrum=None)
+    noise = SimpleNamespace(sigma_map=None, spectrum=None)
 
     def __init__(self, blur):
         def restore(noisy):
@@ -74,7 +74,7 @@ def test_strict_refuses_before_writing(medssl, nifti, tmp_path, monkeypatch, sca
     monkeypatch.setattr(ct_report, "LEAST", {"bias": -1.0, "nps": 2.0, "ttf50": 2.0})
     source = nifti(np.round(scan.data[0]).astype(np.int16))
     before = set(tmp_path.iterdir())
-    words = ("denoise", source, "--method", "collaborative", "--strict")
+    words = ("denoise", source, "--method", "collaborative-fast", "--no-preview", "--strict")
     code, _, err = medssl(*words)
     assert code == 7, err
     assert set(tmp_path.iterdir()) == before
