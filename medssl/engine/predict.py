@@ -47,7 +47,7 @@ CELL = 4
 MOST_NEGATIVE = 0.15
 """Noise variances; no error is below zero, and a noise estimate that says so is too high."""
 TEXTURE_ERROR = 0.03
-"""Relative error of an estimated sigma by fine anatomy that passes for noise; generated scans."""
+"""Relative error of an estimated sigma by fine anatomy that passes for noise; a guess."""
 
 
 @dataclass(frozen=True)
