@@ -18,14 +18,13 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import torch
+from _peers import similarity, stabilised
 from _table import arguments, measure, show
-from skimage.metrics import structural_similarity
 from skimage.restoration import denoise_nl_means, denoise_tv_chambolle, denoise_wavelet
 
 from medssl import api
 from medssl.metrics.image import psnr
 from medssl.physics.noise import Rician
-from medssl.physics.stabilise import Stabiliser
 
 CROPS = {
     "T1": ("mr/chris_t1.nii.gz", (slice(16, 96), slice(90, 170), slice(95, 119))),
@@ -61,32 +60,27 @@ def ours(quality: str) -> Denoiser:
     return run
 
 
-def stabilised(sigma: float, y: Array, method: Callable[[Array], Array]) -> Array:
-    """A method for unit Gaussian noise between a variance stabilisation and its exact inverse."""
-    change = Stabiliser(Rician(sigma))
-    z = change.forward(torch.from_numpy(y)).numpy()
-    return change.inverse(torch.from_numpy(np.asarray(method(z), np.float32))).numpy()
-
-
 def skimage_peers() -> dict[str, Denoiser]:
     """scikit-image's filters in the stabilised domain, told the true sigma."""
 
     def nlm(y: Array, affine: Array, sigma: float, own: float) -> Array:
         del affine, own
         return stabilised(
-            sigma,
+            Rician(sigma),
             y,
             lambda z: denoise_nl_means(z, patch_size=3, patch_distance=3, h=0.7, sigma=1.0),
         )
 
     def tv(y: Array, affine: Array, sigma: float, own: float) -> Array:
         del affine, own
-        return stabilised(sigma, y, lambda z: denoise_tv_chambolle(z, weight=1.0))
+        return stabilised(Rician(sigma), y, lambda z: denoise_tv_chambolle(z, weight=1.0))
 
     def wavelet(y: Array, affine: Array, sigma: float, own: float) -> Array:
         del affine, own
         return stabilised(
-            sigma, y, lambda z: denoise_wavelet(z, sigma=1.0, wavelet="db2", rescale_sigma=False)
+            Rician(sigma),
+            y,
+            lambda z: denoise_wavelet(z, sigma=1.0, wavelet="db2", rescale_sigma=False),
         )
 
     return {
@@ -120,7 +114,7 @@ def bm4d_same_sigma(y: Array, affine: Array, sigma: float, own: float) -> Array:
     from bm4d import bm4d
 
     del affine, sigma
-    return stabilised(own, y, lambda z: 50 * bm4d(z.astype(np.float64) / 50, 1 / 50))
+    return stabilised(Rician(own), y, lambda z: 50 * bm4d(z.astype(np.float64) / 50, 1 / 50))
 
 
 def bm4d_true_sigma(y: Array, affine: Array, sigma: float, own: float) -> Array:
@@ -184,14 +178,11 @@ def cell(
     where = x > 0.1
 
     def judged(out: Array) -> dict[str, object]:
-        _, similarity = structural_similarity(
-            x, out.astype(np.float64), data_range=1, gaussian_weights=True, sigma=1.5,
-            use_sample_covariance=False, full=True,
-        )  # fmt: skip
+        _, found = similarity(x, out.astype(np.float64))
         reached = psnr(
             torch.from_numpy(out), torch.from_numpy(x), peak=1, where=torch.from_numpy(where)
         )
-        return {"dB": round(reached, 2), "SSIM": round(float(similarity[where].mean()), 4)}
+        return {"dB": round(reached, 2), "SSIM": round(float(found[where].mean()), 4)}
 
     start = {"scan": name, "noise %": round(100 * level), "own/true sigma": round(own / level, 3)}
     rows: list[dict[str, object]] = [start | {"method": "noisy"} | judged(y)]

@@ -16,9 +16,9 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
+from _peers import similarity, stabilised
 from _table import arguments, measure, show
 from PIL import Image as Picture
-from skimage.metrics import structural_similarity
 from skimage.restoration import denoise_nl_means, denoise_tv_chambolle, denoise_wavelet
 
 from medssl import api
@@ -64,12 +64,10 @@ def blind(quality: str) -> Denoiser:
 
 
 def peer(method: Callable[[Array], Array]) -> Denoiser:
-    """A method for unit Gaussian noise between a variance stabilisation and its exact inverse."""
+    """A method for unit Gaussian noise, in the stabilised domain and in double precision."""
 
     def run(y: Array, law: Law) -> Array:
-        change = Stabiliser(law)
-        z = change.forward(torch.from_numpy(y)).double().numpy()
-        return change.inverse(torch.from_numpy(np.asarray(method(z), np.float32))).numpy()
+        return stabilised(law, y, lambda z: method(z.astype(np.float64)))
 
     return run
 
@@ -141,17 +139,12 @@ def main() -> None:
 
 def judged(pairs: list[tuple[Array, Array]], results: list[Array]) -> dict[str, object]:
     """Mean PSNR and SSIM of pictures."""
-    decibels, similarity = [], []
+    decibels, likeness = [], []
     for (x, _), out in zip(pairs, results, strict=True):
         clean = np.clip(out.astype(np.float64), 0, 1)
         decibels.append(-10 * np.log10(np.mean((clean - x) ** 2)))
-        similarity.append(
-            structural_similarity(
-                x, clean, data_range=1, gaussian_weights=True, sigma=1.5,
-                use_sample_covariance=False,
-            )
-        )  # fmt: skip
-    return {"dB": round(float(np.mean(decibels)), 2), "SSIM": round(float(np.mean(similarity)), 3)}
+        likeness.append(similarity(x, clean)[0])
+    return {"dB": round(float(np.mean(decibels)), 2), "SSIM": round(float(np.mean(likeness)), 3)}
 
 
 if __name__ == "__main__":

@@ -17,6 +17,10 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace existing o
 Series = Annotated[
     str | None, typer.Option(help="DICOM series: number from `medssl info`, UID, or description.")
 ]
+Change = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a recipe's value.")
+]
+Seed = Annotated[int, typer.Option(help="Of every random number.")]
 Scan = Annotated[
     Path, typer.Argument(metavar="IN", help="NIfTI, DICOM (file, folder, zip), PNG, ...")
 ]

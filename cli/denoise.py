@@ -9,6 +9,7 @@ import typer
 from medssl.core.errors import UsageError
 
 from ._options import (
+    Change,
     Device,
     Dtype,
     Json,
@@ -18,6 +19,7 @@ from ._options import (
     Quality,
     Quiet,
     Scan,
+    Seed,
     Series,
     Threads,
     To,
@@ -68,14 +70,11 @@ def denoise(
         bool, typer.Option("--residual", help="Also write input minus output.")
     ] = False,
     preview: Annotated[bool, typer.Option(help="Draw OUT.preview.png.")] = True,
-    change: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Change a recipe's value."),
-    ] = None,
+    change: Change = None,
     device: Device = "auto",
     memory: Memory = None,
     threads: Threads = None,
-    seed: Annotated[int, typer.Option(help="Of every random number.")] = 0,
+    seed: Seed = 0,
     strict: Annotated[
         bool, typer.Option("--strict", help="Write nothing if a CT quality gate fails (exit 7).")
     ] = False,

@@ -7,12 +7,14 @@ from typing import Annotated
 import typer
 
 from ._options import (
+    Change,
     Device,
     Json,
     Law,
     Memory,
     Overwrite,
     Quiet,
+    Seed,
     Threads,
     settings,
 )
@@ -31,14 +33,11 @@ def train(
         int | None, typer.Option("--steps", "--max-steps", help="In all; default: the recipe's.")
     ] = None,
     noise: Annotated[Law, typer.Option(help="Noise law of all scans.")] = Law.auto,
-    change: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Change a recipe's value."),
-    ] = None,
+    change: Change = None,
     device: Device = "auto",
     memory: Memory = None,
     threads: Threads = None,
-    seed: Annotated[int, typer.Option(help="Of every random number.")] = 0,
+    seed: Seed = 0,
     overwrite: Overwrite = False,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on where RUN stopped, if it was begun.")

@@ -52,6 +52,13 @@ class Facts:
         return 3
 
 
+def thick_axis(shape: tuple[int, ...], spacing: tuple[float, ...]) -> tuple[int, float, bool]:
+    """The thick axis of a volume, its spacing over the least, and whether slices stand alone."""
+    thick = max(range(3), key=lambda axis: (shape[axis] < THIN, spacing[axis], axis))
+    ratio = spacing[thick] / min(spacing)
+    return thick, ratio, shape[thick] < THIN or ratio > FAR_APART
+
+
 class Method(nn.Module):
     """Something with named loss terms; the engine adds them up and steps."""
 

@@ -9,6 +9,8 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from torch import Tensor
+
 
 @dataclass(frozen=True)
 class Tile:
@@ -69,3 +71,21 @@ def tile_size(
     candidates = list(itertools.product(*(sizes(n) for n in shape)))
     fitting = [size for size in candidates if held(size) <= most]
     return min(fitting, key=cost) if fitting else min(candidates, key=held)
+
+
+def cell_sums(values: Tensor, size: int, first: int = 0) -> Tensor:
+    """Sums over cells of so many voxels along each axis; a rest at the far end makes its own.
+
+    Args:
+        values: (..., *spatial).
+        size: Voxels along a cell.
+        first: Axis from which on cells are made.
+    """
+    for axis in range(first, values.ndim):
+        n = values.shape[axis]
+        if n > 1:
+            shape = [*values.shape[:axis], -(-n // size) * size, *values.shape[axis + 1 :]]
+            wide = values.new_zeros(shape)
+            wide.narrow(axis, 0, n).copy_(values)
+            values = wide.unflatten(axis, (-1, size)).sum(axis + 1)
+    return values

@@ -35,16 +35,12 @@ from torch import Tensor
 
 from medssl.core.batch import Noisy, Spectrum
 from medssl.core.random import stream
-from medssl.method import Facts, Restorer, Trust
+from medssl.method import Facts, Restorer, Trust, thick_axis
 from medssl.nets.block_matching import Windows, filtered, match
 from medssl.nets.nonlocal_means import nonlocal_means
-from medssl.nets.sliding_dct import sliding_dct
+from medssl.nets.sliding_dct import HARD, sliding_dct
 from medssl.physics.sure import EPSILON, let_weights, signs
 
-THIN = 4
-"""Slices below which a volume is a stack of pictures."""
-SLIDING_HARD = 2.8
-"""tau of windows that stand alone."""
 STACKED_HARD = 2.7
 """tau of stacks."""
 FLAT_LIMITS = (4.8, 0.6)
@@ -116,7 +112,7 @@ class Config:
             block=block,
             step=self.step if isinstance(self.step, tuple) else step,
             search=self.search or search,
-            hard=self.hard or (STACKED_HARD if self.grouping else SLIDING_HARD),
+            hard=self.hard or (STACKED_HARD if self.grouping else HARD),
         )
 
     def build(self) -> "Collaborative":
@@ -225,7 +221,7 @@ def _sliding(
         y,
         block=block,
         step=1 if config.grouping else step,
-        hard=SLIDING_HARD if config.grouping or config.hard is None else config.hard,
+        hard=HARD if config.grouping or config.hard is None else config.hard,
         sigma=sigma,
         coefficient_sigma=None if spectrum is None else spectrum.dct_sigma(block).to(y),
         modulation=None if spectrum is None else spectrum.modulation(block),
@@ -318,7 +314,7 @@ def block_for(
     plane = side or 8
     if len(shape) == 2:
         return (plane, plane), (1, 1)
-    thick, ratio, apart = _thick_axis(shape, spacing)
+    thick, ratio, apart = thick_axis(shape, spacing)
     if apart:
         return _along(thick, plane, 1), (1, 1, 1)
     if correlated:
@@ -340,19 +336,12 @@ def stack_for(
     """
     if len(shape) == 2:
         return (8, 8), (3, 3), (19, 19)
-    thick, ratio, apart = _thick_axis(shape, spacing)
+    thick, ratio, apart = thick_axis(shape, spacing)
     if apart:
         return _along(thick, 8, 1), _along(thick, 3, 1), _along(thick, 19, 0)
     if ratio > 2.5:
         return _along(thick, 4, 2), _along(thick, 2, 1), _along(thick, 5, 1)
     return (4, 4, 4), (2, 2, 2), (4, 4, 4)
-
-
-def _thick_axis(shape: tuple[int, ...], spacing: tuple[float, ...]) -> tuple[int, float, bool]:
-    """The thick axis of a volume, its spacing over the least, and whether slices stand alone."""
-    thick = max(range(3), key=lambda axis: (shape[axis] < THIN, spacing[axis], axis))
-    ratio = spacing[thick] / min(spacing)
-    return thick, ratio, shape[thick] < THIN or ratio > 5
 
 
 def _along(thick: int, plane: int, through: int) -> tuple[int, ...]:

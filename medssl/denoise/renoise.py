@@ -23,10 +23,9 @@ from torch.nn.functional import l1_loss
 from medssl.core.batch import Noisy
 from medssl.method import Domain, Restorer
 from medssl.nets import chain
-from medssl.nets.sliding_dct import sliding_dct
+from medssl.nets.slices import on_axes
+from medssl.nets.sliding_dct import HARD, sliding_dct
 
-HARD = 2.8
-"""Threshold of the filter that makes the estimate, standard deviations."""
 GAIN = 5.0
 """Of the net's input; its output counts a fifth of it, so that first steps are small."""
 
@@ -94,11 +93,7 @@ class Renoise(Restorer):
     def restore(self, batch: Noisy) -> Tensor:
         """Clean images (B, 1, *spatial): the mean of net and estimate."""
         y, x0 = batch.image, self.first(batch)
-        if y.ndim == 4:
-            return (self._net(y) + x0) / 2
-        flat = y.movedim(-1, 1)
-        slices = self._net(flat.flatten(0, 1)).unflatten(0, flat.shape[:2]).movedim(1, -1)
-        return (slices + x0) / 2
+        return (on_axes(2, self._net, y) + x0) / 2
 
     def halo(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """Reach of net or estimate; nothing across slices."""

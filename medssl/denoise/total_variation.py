@@ -24,12 +24,8 @@ import torch
 from torch import Tensor
 
 from medssl.core.batch import Noisy
-from medssl.method import Facts, Restorer
+from medssl.method import Facts, Restorer, thick_axis
 
-THIN = 4
-"""Slices below which a volume is a stack of pictures."""
-COARSE = 5.0
-"""Slices farther apart than so many pixels are pictures too."""
 TINY = 1e-12
 
 
@@ -50,8 +46,7 @@ class Config:
             return self
         spacing = facts.spacing
         if len(spacing) == 3:
-            thick = max(range(3), key=lambda axis: (facts.shape[axis] < THIN, spacing[axis], axis))
-            apart = facts.shape[thick] < THIN or spacing[thick] > COARSE * min(spacing)
+            thick, _, apart = thick_axis(facts.shape, spacing)
             if apart or facts.independent_slices:
                 thick = 2 if facts.independent_slices else thick
                 spacing = tuple(math.inf if k == thick else s for k, s in enumerate(spacing))

@@ -8,17 +8,15 @@ import torch
 from numpy.typing import NDArray
 from scipy.ndimage import binary_erosion, gaussian_filter
 
-from medssl.core.batch import Noisy
 from medssl.core.image import Image
 from medssl.core.random import stream
-from medssl.engine.infer import Scaling, local_sigma, read_tile
+from medssl.engine.infer import Scaling, batch_of, read_tile
 from medssl.metrics import texture
+from medssl.physics.noise_psd import BODY
 
 SLICES = 5
 SIDE = 32
 """Of a flat block, pixels."""
-BODY = -532.0
-"""HU; what is darker is not body."""
 CROP, DEPTH = 48, 4
 """Of the crop a disk is put in, pixels and slices."""
 RADIUS, BLUR = 10.0, 0.75
@@ -249,14 +247,7 @@ def _restore(
     scale: Scaling, y: torch.Tensor, part: tuple[slice, ...], device: torch.device, seed: int
 ) -> torch.Tensor:
     """(*part) restored, HU; equal chance for equal seeds."""
-    sigma = local_sigma(scale.noise, part)
-    z, level = scale.inward(y.to(device), None if sigma is None else sigma.to(device))
-    noisy = Noisy(
-        z[None, None],
-        sigma=None if level is None else level.to(device).expand(z.shape)[None, None],
-        spectrum=scale.noise.spectrum,
-        generator=stream(seed, "ct report", device),
-    )
+    noisy, _ = batch_of(scale, y[None].to(device), part, stream(seed, "ct report", device))
     with torch.no_grad():
         return scale.outward(scale.method.restore(noisy)[0, 0]).cpu()
 

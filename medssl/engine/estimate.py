@@ -12,7 +12,7 @@ from medssl.core.errors import UsageError
 from medssl.core.image import Image
 from medssl.denoise.collaborative import block_for
 from medssl.engine.infer import read_tile
-from medssl.nets.sliding_dct import sliding_dct
+from medssl.nets.sliding_dct import HARD, sliding_dct
 from medssl.physics.marchenko_pastur import SETTLED, sigma_map, window_for
 from medssl.physics.noise import Gaussian, Law, NonCentralChi, Rician, law_named
 from medssl.physics.noise_level import NoiseEstimate
@@ -33,8 +33,6 @@ MOST_COILS = 64
 """L beyond which nobody sums coils."""
 SERIES_VOLUMES = 4
 """Volumes of a series that the noise is learnt from."""
-FAST_THRESHOLD = 2.8
-"""Of the filter that looks for noise, in standard deviations."""
 LEAST_LEVEL = 1e-3
 """HU; keeps a constant image from dividing by zero."""
 
@@ -172,7 +170,7 @@ def _one(image: Image, channel: int, words: Asked) -> NoiseEstimate:
     block, step = block_for(image.shape, image.spacing, correlated=False)
 
     def smooth(z: Tensor) -> Tensor:
-        return sliding_dct(z, block=block, step=step, hard=FAST_THRESHOLD)
+        return sliding_dct(z, block=block, step=step, hard=HARD)
 
     return estimate_level(
         read_tile(image, channel, whole),

@@ -303,10 +303,17 @@ def read_batch(
     """A part (1, volumes, *part) in the restorer's domain, and its noise in image units."""
     picks = range(*volumes.indices(image.data.shape[0]))
     y = torch.stack([read_tile(image, k, part) for k in picks]).to(device)
+    return batch_of(scale, y, part, generator)
+
+
+def batch_of(
+    scale: Scaling, y: Tensor, part: tuple[slice, ...], generator: torch.Generator | None = None
+) -> tuple[Noisy, Tensor | None]:
+    """Values (volumes, *part) in image units as `read_batch` gives those of an image."""
     sigma = local_sigma(scale.noise, part)
-    sigma = None if sigma is None else sigma.to(device)
+    sigma = None if sigma is None else sigma.to(y.device)
     z, level = scale.inward(y, sigma)
-    level = None if level is None else level.to(device).expand(z.shape)[None]
+    level = None if level is None else level.to(y.device).expand(z.shape)[None]
     return Noisy(z[None], level, seen_from(scale.noise, part), generator), sigma
 
 

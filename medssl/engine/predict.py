@@ -20,17 +20,17 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import avg_pool2d, avg_pool3d
 
 from medssl.core.batch import Noisy
 from medssl.core.image import Image
 from medssl.core.random import stream
+from medssl.core.shapes import cell_sums
 from medssl.denoise.collaborative import block_for
 from medssl.engine.infer import Scaling, read_batch
 from medssl.engine.sample import Part, blocks, middle_channel, volumes_looked_at
-from medssl.nets.sliding_dct import sliding_dct
+from medssl.nets.sliding_dct import HARD, sliding_dct
 from medssl.physics.noise_level import NoiseEstimate
-from medssl.physics.sure import EPSILON, signs
+from medssl.physics.sure import CELL, EPSILON, signs
 
 BLOCK = 24**3
 """Voxels of one block; smaller ones have too much border."""
@@ -40,10 +40,6 @@ SERIES_BLOCKS = 4
 """Blocks that these values make up."""
 FAST = (16 * BLOCK, 40 * BLOCK)
 """Voxels that the fast filter is run on, twice: at least, at most, a tenth of the scan between."""
-THRESHOLD = 2.8
-"""Of the fast filter, in standard deviations."""
-CELL = 4
-"""Voxels per axis summed before the spread is taken: neighbours within a window are dependent."""
 MOST_NEGATIVE = 0.15
 """Noise variances; no error is below zero, and a noise estimate that says so is too high."""
 TEXTURE_ERROR = 0.03
@@ -158,7 +154,7 @@ def predict(
 
         def fast(batch: Noisy) -> Tensor:
             z = batch.image[0, 0]
-            return sliding_dct(z, block=window, step=step, hard=THRESHOLD)[None, None]
+            return sliding_dct(z, block=window, step=step, hard=HARD)[None, None]
 
         same, wide = seen(few, fast), seen(many, fast)
         removed += wide.removed - same.removed
@@ -238,14 +234,7 @@ def _look(
         probe /= scale.unit
     change = (restored(z + EPSILON * probe) - f) / EPSILON
     terms = weight * torch.stack([(f - z).square(), variance, probe * change])
-    return _cells(terms.double().sum(1)).flatten(1).T
-
-
-def _cells(terms: Tensor) -> Tensor:
-    """Sums over cells of `CELL` voxels per axis of (n, *spatial)."""
-    pool = avg_pool3d if terms.ndim == 4 else avg_pool2d
-    cell = [min(CELL, n) for n in terms.shape[1:]]
-    return pool(terms[None], cell, ceil_mode=True, divisor_override=1)[0]
+    return cell_sums(terms.double().sum(1), CELL, first=1).flatten(1).T
 
 
 def _sigma_error(noise: NoiseEstimate) -> float:

@@ -27,6 +27,7 @@ from medssl.engine.device import Machine
 from medssl.engine.ensemble import Ensemble
 from medssl.engine.fit import fit
 from medssl.engine.predict import predict
+from medssl.engine.sample import middle_channel
 from medssl.engine.settle import settle
 from medssl.engine.weights import Trained
 from medssl.method import Restorer
@@ -89,13 +90,15 @@ class Request:
             raise UsageError(f"--strength is {strength:g}", "give 0 (nothing) to 1 (all)")
         if weights is not None:
             if method != "auto" or quality is not None:
-                raise UsageError("--weights brings its own method", "name one")
+                raise UsageError("--weights brings its own method", "leave --method, --quality out")
             trained = Trained.load(weights, settings)
             return cls(recipe=None, noise=noise, strength=strength, seed=seed, weights=trained)
         recipe = None
         if method != "auto":
             if quality is not None:
-                raise UsageError(f"--quality goes with --method auto, not {method}", "name one")
+                raise UsageError(
+                    f"--quality goes with --method auto, not {method}", "leave one out"
+                )
             recipe = config.load("denoise", method, settings)
             restorer(recipe)
         elif settings:
@@ -249,7 +252,7 @@ def restore(
             on_tile=lambda done, total: progress("denoise", done, total),
         )
     run.warn(*notes)
-    middle = image.data.shape[0] // 2 if image.channels == "time" else 0
+    middle = middle_channel(image)
     with run.stage("audit"):
         seen = audit(scale, image, data, choice.strength, run.seed)
     if seen is not None:
@@ -264,7 +267,7 @@ def restore(
                 data,
                 strength=choice.strength,
                 mask=mask,
-                device=torch.device(ready.plan.device),
+                device=device,
                 seed=run.seed,
             )
         run.warn(*ct_report.failures(run.qc["ct"]))
@@ -334,12 +337,10 @@ def _fit(
     shape = ready.image.shape
     images, sigmas, estimates = [], [], []
     for part in _blocks(shape) if volumes else _slices(shape, train.slices):
-        y = infer.read_tile(ready.image, 0, part).to(device)
-        sigma = infer.local_sigma(ready.noise, part)
-        u, level = scale.inward(y, None if sigma is None else sigma.to(device))
-        form = u.shape if volumes else u.shape[:2]
-        images.append(u.reshape(form))
-        sigmas.append(None if level is None else level.expand(u.shape).reshape(form))
+        batch, _ = infer.read_batch(scale, ready.image, slice(0, 1), part, device)
+        form = batch.image.shape[2:] if volumes else batch.image.shape[2:4]
+        images.append(batch.image.reshape(form))
+        sigmas.append(None if batch.sigma is None else batch.sigma.reshape(form))
         estimates.append(_first(ready, whole, method, images[-1], sigmas[-1], part))
     size, count = train.crop, train.batch
     known = [e for e in estimates if e is not None]

@@ -23,8 +23,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from medssl.nets.sliding_dct import LEAST_COEFFICIENT_SIGMA, LEAST_SIGMA, cosines
+from medssl.nets.sliding_dct import LEAST_COEFFICIENT_SIGMA, LEAST_SIGMA
 from medssl.nets.workers import each
+from medssl.physics.cosine import cosines
 
 CHUNK = {"cpu": 1 << 21, "cuda": 1 << 26}
 """Distances, or coefficients of stacks, that are worked on at a time."""

@@ -23,9 +23,12 @@ from torch.nn.functional import hardshrink
 
 from medssl.core.batch import Modulation
 from medssl.nets.workers import each
+from medssl.physics.cosine import cosines
 
 CHUNK = {"cpu": 1 << 19, "cuda": 1 << 25}
 """Coefficients that are worked on at a time: 2 MB on a CPU core, 128 MB on a GPU."""
+HARD = 2.8
+"""The usual threshold of pass 1, standard deviations."""
 LEAST_SIGMA = 1e-9
 """Smallest local noise, in image units; below it a window passes unchanged."""
 LEAST_COEFFICIENT_SIGMA = 1e-3
@@ -106,15 +109,6 @@ def sliding_dct(
         if wiener:
             result = _average(noisy, result, local, hard, windows)
     return result.permute([order.index(k) for k in range(3)]).contiguous()
-
-
-@functools.cache
-def cosines(n: int) -> Tensor:
-    """(n, n) float64 orthonormal DCT-II, one basis function per row."""
-    k = torch.arange(n, dtype=torch.float64)
-    rows = torch.cos(math.pi / n * (k[None] + 0.5) * k[:, None]) * math.sqrt(2 / n)
-    rows[0] = math.sqrt(1 / n)
-    return rows
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import fold
 
-from medssl.physics.noise_psd import CELL, SMOOTH, WINDOW, dct_rows, gaussian
+from medssl.physics.cosine import cosines
+from medssl.physics.noise_psd import CELL, SMOOTH, WINDOW, gaussian
 
 APART = 10.0
 """mm; streaks of shoulders or hips do not change faster along the patient."""
@@ -87,7 +88,7 @@ def _padded(image: Tensor, size: list[int]) -> Tensor:
 
 @functools.cache
 def _basis() -> Tensor:
-    return torch.kron(dct_rows(WINDOW), dct_rows(WINDOW))
+    return torch.kron(cosines(WINDOW).float(), cosines(WINDOW).float())
 
 
 def _windows(padded: Tensor) -> Tensor:

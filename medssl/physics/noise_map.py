@@ -19,6 +19,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from medssl.core.shapes import cell_sums
+
 GRID = 8
 """Voxels between the nodes of the map."""
 VARIANCE = math.pi**2 / 8
@@ -89,13 +91,13 @@ def _nodes(detail: Tensor, calm: Tensor) -> tuple[Tensor, Tensor]:
     calm = calm & (detail != 0)
     log = torch.where(calm, detail.abs().clamp_min(1e-30).log(), 0.0)
     shape = (*detail.shape, *(1 for _ in range(3 - detail.ndim)))
-    return _summed(log.reshape(shape), GRID), _summed(calm.float().reshape(shape), GRID)
+    return cell_sums(log.reshape(shape), GRID), cell_sums(calm.float().reshape(shape), GRID)
 
 
 def _spread(nodes: list[tuple[Tensor, Tensor]], share: float) -> tuple[float, float] | None:
     """Mean of ln |h| and its variance between windows; None where that is not clear."""
     windows, counted = (
-        torch.cat([_summed(x, 2).flatten() for x in kind]) for kind in zip(*nodes, strict=True)
+        torch.cat([cell_sums(x, 2).flatten() for x in kind]) for kind in zip(*nodes, strict=True)
     )
     heard = share * counted >= LEAST_CELLS
     if int(heard.sum()) < LEAST_WINDOWS:
@@ -108,16 +110,6 @@ def _spread(nodes: list[tuple[Tensor, Tensor]], share: float) -> tuple[float, fl
         return None
     between = VARIANCE * excess / float(n.sum() - n.square().sum() / n.sum())
     return None if between < LEAST_SPREAD**2 else (mean, between)
-
-
-def _summed(x: Tensor, size: int) -> Tensor:
-    """Sums over cubes of so many voxels; a rest at the far end makes its own."""
-    for axis, n in enumerate(x.shape):
-        if n > 1:
-            wide = x.new_zeros([*x.shape[:axis], -(-n // size) * size, *x.shape[axis + 1 :]])
-            wide.narrow(axis, 0, n).copy_(x)
-            x = wide.unflatten(axis, (-1, size)).sum(axis + 1)
-    return x
 
 
 def _smoothed(x: Tensor) -> Tensor:

@@ -33,6 +33,7 @@ from torch import Tensor
 from torch.nn.functional import avg_pool2d, fold, max_pool2d, pad
 
 from medssl.core.batch import Modulation
+from medssl.physics.cosine import cosines
 
 BLOCK = 32
 """Pixels along the side of a block whose periodogram is taken."""
@@ -356,7 +357,7 @@ def _powers(look: _Look) -> tuple[Tensor, Tensor]:
     """
     step = WINDOW // 2
     windows = look.image.unfold(0, WINDOW, step).unfold(1, WINDOW, step)
-    basis = torch.kron(dct_rows(WINDOW), dct_rows(WINDOW))
+    basis = torch.kron(cosines(WINDOW).float(), cosines(WINDOW).float())
     square = (windows.reshape(*windows.shape[:2], -1) @ basis.T).square()
 
     def every(mask: Tensor) -> Tensor:
@@ -608,19 +609,10 @@ def _dct_power(psd: Tensor, block: tuple[int, ...]) -> Tensor:
     grid = 64
     power = _resize(psd, [max(grid, b) for b, _ in zip(block, psd.shape, strict=False)])
     for axis, size in enumerate(block[: psd.ndim]):
-        spectrum = torch.fft.fft(dct_rows(size).to(psd), n=power.shape[axis]).abs().square()
+        spectrum = torch.fft.fft(cosines(size).to(psd), n=power.shape[axis]).abs().square()
         power = torch.movedim(torch.tensordot(spectrum, power, ([1], [axis])), 0, axis)
         power = power / spectrum.shape[1]
     return power if len(block) == psd.ndim else power[..., None].expand(block)
-
-
-@functools.cache
-def dct_rows(n: int) -> Tensor:
-    """(n, n) orthonormal DCT-II, one basis function per row."""
-    k = torch.arange(n, dtype=torch.float64)
-    rows = torch.cos(math.pi / n * (k + 0.5) * k[:, None]) * math.sqrt(2 / n)
-    rows[0] = math.sqrt(1 / n)
-    return rows.float()
 
 
 def _resize(psd: Tensor, size: Sequence[int]) -> Tensor:
@@ -671,7 +663,7 @@ def _modulated(noise: Tensor, modulation: Modulation | None) -> Tensor:
     place = [torch.arange(0, n - step, step) - step + (WINDOW - 1) / 2 for n in size]
     weights = [modulation.weights(k, at) for k, at in enumerate(place)]
     weights.append(modulation.weights(2, torch.arange(float(noise.shape[2]))))
-    basis = torch.kron(dct_rows(WINDOW), dct_rows(WINDOW))
+    basis = torch.kron(cosines(WINDOW).float(), cosines(WINDOW).float())
     result = torch.empty_like(noise)
     for z in range(noise.shape[2]):
         wide = noise[..., z]

@@ -14,6 +14,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from medssl.core.shapes import cell_sums
+
 EPSILON = 0.05
 """Step of the probe in standard deviations of the noise."""
 RIDGE = 1e-3
@@ -58,7 +60,7 @@ def sure(
     if not total > 0:
         raise ValueError(f"the weights of {w.numel()} voxels sum to {total}")
     mean = float((w * term).sum()) / total
-    sums = _summed(w * (term - mean))
+    sums = cell_sums(w * (term - mean), CELL)
     return mean, float(sums.square().sum()) ** 0.5 / total
 
 
@@ -66,16 +68,6 @@ def signs(like: Tensor, generator: torch.Generator) -> Tensor:
     """Random signs of the shape of `like` (Rademacher)."""
     chance = torch.randint(0, 2, like.shape, generator=generator, device=generator.device)
     return chance.to(like) * 2 - 1
-
-
-def _summed(x: Tensor) -> Tensor:
-    """Sums over cells of `CELL` voxels per axis."""
-    for axis in range(x.ndim):
-        n = x.shape[axis]
-        wide = x.new_zeros([*x.shape[:axis], -(-n // CELL) * CELL, *x.shape[axis + 1 :]])
-        wide.narrow(axis, 0, n).copy_(x)
-        x = wide.unflatten(axis, (-1, CELL)).sum(axis + 1)
-    return x
 
 
 def let_weights(
@@ -132,7 +124,7 @@ def let_weights(
         torch.tensordot(found, away[kept], 1).square()
     )
     mean = float((w * term).sum())
-    error = float(_summed(w * (term - mean)).square().sum()) ** 0.5
+    error = float(cell_sums(w * (term - mean), CELL).square().sum()) ** 0.5
     weights = torch.zeros(len(candidates), dtype=torch.float64, device=left.device)
     if mean > error:
         weights[1 + kept] = found
