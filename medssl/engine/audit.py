@@ -75,7 +75,7 @@ class Audit:
         if most > FULL:
             at = self.intensities[self.variance_by_intensity.index(most)]
             found.append(
-                f"around intensity {at:.4g}, {most:.2g} times the estimated noise power was removed: "
+                f"around intensity {at:.4g}, {most:.2g} times the noise power was removed: "
                 "the noise is stronger there than estimated, or anatomy went with it"
             )
         return tuple(found)

@@ -310,4 +310,4 @@ def test_t1_by_the_bank(data_folder: Path):
 
     bank.settle([Noisy(z[None, None])], trust)
     clean = stabiliser.inverse(bank.restore(Noisy(z[None, None]))[0, 0])
-    assert psnr(clean, x) > 30.55
+    assert psnr(clean, x) == pytest.approx(30.74, abs=0.05)
