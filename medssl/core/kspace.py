@@ -13,14 +13,28 @@ from medssl.core.geometry import Geometry
 class KSpace:
     """Samples of the Fourier transform of an object, seen by several coils.
 
+    Cartesian samples lie on the grid of the image: `data` is (coil, *spatial), and the axes of
+    which `encoded` is False count independent slices. With a `trajectory` they lie on shots:
+    `data` is (coil, shot, sample).
+
     Args:
-        data: (coil, *spatial) complex64, DC at the centre, zeros where nothing was sampled.
-        geometry: The grid of the image that belongs to it.
-        sampling: {0, 1}, broadcastable to `spatial`; what was measured.
-        noise: (coil, samples) complex64 of a noise scan, None when there is none.
+        data: complex64, may be a memory map. On encoded axes DC is at index N // 2 of even and odd
+            N, and what was not sampled is 0. Readout oversampling is removed already.
+        geometry: The grid of the image that all of `data` make.
+        sampling: {0, 1}, broadcastable to the shape of `data` without coils; what was measured.
+        encoded: Per spatial axis, whether it is Fourier-encoded; empty means all of them.
+        trajectory: (shot, sample, ndim) float32 in cycles per field of view, -N/2 to N/2, for the
+            axes of the image in their order; None for Cartesian samples.
+        matrix: Shape of the image that is wanted, cut about the centre of the grid after
+            reconstruction; None wants the whole grid.
+        noise: (coil, samples) complex64 of a noise scan, scaled to the receiver bandwidth of
+            `data`; None when there is none.
+        oversampling: Of the readout, before the reader removed it.
+        nominal: The file does not say where the image lies; the spacing is a guess.
+        stated_acceleration: R in the header, None where it does not say.
         origin: What `io` needs to write a matching image; opaque elsewhere.
         name: Base name of the source.
-        warnings: What the reader found odd.
+        warnings: What the reader found odd, one sentence each.
 
     Raises:
         InputError: Shapes disagree, the data are real, or nothing was sampled.
@@ -29,7 +43,13 @@ class KSpace:
     data: NDArray[np.complex64]
     geometry: Geometry
     sampling: NDArray[np.bool_]
+    encoded: tuple[bool, ...] = ()
+    trajectory: NDArray[np.float32] | None = None
+    matrix: tuple[int, ...] | None = None
     noise: NDArray[np.complex64] | None = None
+    oversampling: float = 1.0
+    nominal: bool = True
+    stated_acceleration: float | None = None
     origin: object = None
     name: str = ""
     warnings: tuple[str, ...] = ()
@@ -40,17 +60,32 @@ class KSpace:
             raise InputError(
                 f"k-space must be complex, this is {self.data.dtype}", "export complex raw data"
             )
-        if self.data.shape[1:] != self.geometry.shape:
+        grid = self.geometry.shape
+        if self.trajectory is None and self.data.shape[1:] != grid:
             raise InputError(
-                f"k-space of shape {self.data.shape} does not lie on a grid {self.geometry.shape}",
+                f"k-space of shape {self.data.shape} does not lie on a grid {grid}",
                 "data are (coil, *spatial)",
             )
-        if np.broadcast_shapes(self.sampling.shape, self.geometry.shape) != self.geometry.shape:
+        if self.trajectory is not None and self.trajectory.shape[:-1] != self.data.shape[1:]:
             raise InputError(
-                f"sampling {self.sampling.shape} does not fit the grid {self.geometry.shape}"
+                f"a trajectory of shape {self.trajectory.shape} does not fit data of shape "
+                f"{self.data.shape}",
+                "data are (coil, shot, sample), the trajectory is (shot, sample, axis)",
             )
+        samples = self.data.shape[1:]
+        if np.broadcast_shapes(self.sampling.shape, samples) != samples:
+            raise InputError(f"sampling {self.sampling.shape} does not fit the data {samples}")
         if not self.sampling.any():
             raise InputError("nothing was sampled", "check the export of the raw data")
+        if not self.encoded:
+            object.__setattr__(self, "encoded", (True,) * len(grid))
+        if len(self.encoded) != len(grid) or not any(self.encoded):
+            raise InputError(f"encoded {self.encoded} does not fit a grid {grid}")
+        if self.matrix is not None and (
+            len(self.matrix) != len(grid)
+            or any(not 1 <= m <= n for m, n in zip(self.matrix, grid, strict=True))
+        ):
+            raise InputError(f"an image of {self.matrix} cannot be cut from a grid {grid}")
 
     @property
     def n_coils(self) -> int:
@@ -59,5 +94,5 @@ class KSpace:
 
     @property
     def acceleration(self) -> float:
-        """R: grid points per measured sample."""
+        """R: grid points per measured sample, corners of k-space included."""
         return float(1.0 / self.sampling.mean())
