@@ -91,3 +91,36 @@ class Noisy:
     def level(self) -> Tensor | float:
         """The standard deviation of the noise, broadcastable to the image; 1 where it is."""
         return 1.0 if self.sigma is None else self.sigma
+
+
+@dataclass(frozen=True, eq=False)
+class Acquired:
+    """k-space of slices, scaled so that images are about 1, and what is known of it.
+
+    Leading axes are problems of their own. Images that belong to it are (..., set, H, W) complex.
+
+    Args:
+        kspace: (..., coil, H, W) complex64, 0 where nothing was measured.
+        sampling: (..., 1, H, W), {0, 1}.
+        coil_maps: (..., set, coil, H, W) complex64.
+        sigma: Standard deviation of the noise of each real component of a sample.
+        edge: (..., 1, H, W), {0, 1}: points that the protocol never measures, taken as zeros;
+            None means there are none.
+        trajectory: (shot, sample, 2) where samples do not lie on a grid; `kspace` is then
+            (..., coil, shot, sample) and `sampling` (..., 1, shot, sample).
+        generator: The one source of chance.
+        start: (..., set, H, W) an image to begin with, None for none.
+        truth: (..., set, H, W) the image of the fully sampled scan, where there is one.
+        progress: Share of the training that is done, 0 to 1.
+    """
+
+    kspace: Tensor
+    sampling: Tensor
+    coil_maps: Tensor
+    sigma: float = 0.0
+    edge: Tensor | None = None
+    trajectory: Tensor | None = None
+    generator: torch.Generator | None = None
+    start: Tensor | None = None
+    truth: Tensor | None = None
+    progress: float = 0.0
