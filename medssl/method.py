@@ -2,12 +2,14 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Generic, Literal, TypeVar
 
 from torch import Tensor, nn
 
-from medssl.core.batch import Noisy
+from medssl.core.batch import Acquired, Noisy
 
+Batch = TypeVar("Batch")
+"""What one step of a method sees: `Noisy`, `Acquired`, ..."""
 Domain = Literal["stabilised", "unit"]
 """What a restorer sees: unit noise variance, or intensities scaled to about [0, 1]."""
 THIN = 4
@@ -59,16 +61,16 @@ def thick_axis(shape: tuple[int, ...], spacing: tuple[float, ...]) -> tuple[int,
     return thick, ratio, shape[thick] < THIN or ratio > FAR_APART
 
 
-class Method(nn.Module):
+class Method(nn.Module, Generic[Batch]):
     """Something with named loss terms; the engine adds them up and steps."""
 
-    def loss(self, batch: Noisy) -> dict[str, Tensor]:
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
         """Named scalar terms of the objective; empty for a filter that learns nothing."""
         del batch
         return {}
 
 
-class Restorer(Method):
+class Restorer(Method[Noisy]):
     """Noisy images in, clean images of the same shape out."""
 
     domain: Domain = "stabilised"
@@ -108,3 +110,17 @@ class Restorer(Method):
     def bytes_per_voxel(self) -> int:
         """Working memory of `restore` for each value of a tile, beside input and output."""
         return 64
+
+
+class Reconstructor(Method[Acquired]):
+    """k-space in, images out.
+
+    A `Config` with a field `lambda_` that is None has it chosen by samples kept aside.
+    """
+
+    needs_maps: bool = True
+    """False sees every coil as an image of its own."""
+
+    def restore(self, batch: Acquired) -> Tensor:
+        """Images (..., set, H, W) complex."""
+        raise NotImplementedError

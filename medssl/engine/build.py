@@ -9,10 +9,10 @@ import torch
 from medssl import config
 from medssl.config import Recipe
 from medssl.engine.ensemble import Ensemble
-from medssl.method import Facts, Method, Restorer
+from medssl.method import Facts, Method, Reconstructor, Restorer
 
 
-def build(recipe: Recipe, facts: Facts | None = None) -> tuple[Method, dict[str, Any]]:
+def build(recipe: Recipe, facts: Facts | None = None) -> tuple[Method[Any], dict[str, Any]]:
     """The method of a recipe, untrained, and its `Config` with nothing left open.
 
     Args:
@@ -48,4 +48,11 @@ def restorer(recipe: Recipe, facts: Facts | None = None) -> tuple[Restorer, dict
         return Ensemble([m for m, _ in base], [m for m, _ in more], names), values
     made, settled = build(recipe, facts)
     assert isinstance(made, Restorer)
+    return made, settled
+
+
+def reconstructor(recipe: Recipe) -> tuple[Reconstructor, dict[str, Any]]:
+    """The same for a recipe that makes images of k-space."""
+    made, settled = build(recipe)
+    assert isinstance(made, Reconstructor)
     return made, settled

@@ -19,7 +19,7 @@ State = tuple[dict[str, Tensor], dict[str, Any]]
 """Tensors by name, and plain values."""
 
 
-def pack(fitting: Fitting) -> State:
+def pack(fitting: Fitting[Any]) -> State:
     """Everything that the steps to come depend on."""
     tensors = {f"method/{k}": v for k, v in fitting.method.state_dict().items()}
     tensors |= _numbered("mean", fitting.mean.weights)
@@ -34,7 +34,7 @@ def pack(fitting: Fitting) -> State:
     return tensors, facts
 
 
-def unpack(fitting: Fitting, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
+def unpack(fitting: Fitting[Any], tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
     """Bring a new fit of the same recipe to where another one was.
 
     Raises:

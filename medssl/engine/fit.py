@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from typing import Generic
 
 import torch
 from torch import Tensor
@@ -16,15 +17,14 @@ from torch.optim.lr_scheduler import (
 )
 
 from medssl.config import Train
-from medssl.core.batch import Noisy
 from medssl.core.errors import QualityError
-from medssl.method import Method
+from medssl.method import Batch, Method
 
 OnStep = Callable[[int, int, dict[str, float]], None]
 """Told the step, how many there are, and the loss terms."""
 
 
-class Fitting:
+class Fitting(Generic[Batch]):
     """A method on its way: everything that changes from step to step.
 
     Args:
@@ -36,7 +36,7 @@ class Fitting:
     """
 
     def __init__(
-        self, method: Method, train: Train, held: Callable[[], Noisy] | None = None
+        self, method: Method[Batch], train: Train, held: Callable[[], Batch] | None = None
     ) -> None:
         self.method = method
         self.train = train
@@ -50,7 +50,7 @@ class Fitting:
         if held is not None and train.check_every:
             self.best = Best(method, self.parameters, held)
 
-    def advance(self, batch: Noisy) -> dict[str, float]:
+    def advance(self, batch: Batch) -> dict[str, float]:
         """One step down the sum of the method's loss terms, which come back with it as `total`.
 
         Raises:
@@ -90,11 +90,11 @@ class Fitting:
 
 
 def fit(
-    method: Method,
-    batches: Iterable[Noisy],
+    method: Method[Batch],
+    batches: Iterable[Batch],
     train: Train,
     on_step: OnStep | None = None,
-    held: Callable[[], Noisy] | None = None,
+    held: Callable[[], Batch] | None = None,
 ) -> list[float]:
     """Minimise the sum of the method's loss terms.
 
@@ -116,7 +116,9 @@ def fit(
     return go_on(Fitting(method, train, held), batches, on_step)
 
 
-def go_on(fitting: Fitting, batches: Iterable[Noisy], on_step: OnStep | None = None) -> list[float]:
+def go_on(
+    fitting: Fitting[Batch], batches: Iterable[Batch], on_step: OnStep | None = None
+) -> list[float]:
     """Take the steps that are left, and keep the weights to keep.
 
     Args:
@@ -175,14 +177,14 @@ class RunningMean:
                 p.copy_(old)
 
 
-class Best:
+class Best(Generic[Batch]):
     """The weights with the lowest loss on a held-back batch."""
 
     def __init__(
         self,
-        method: Method,
+        method: Method[Batch],
         parameters: list[torch.nn.Parameter],
-        held: Callable[[], Noisy],
+        held: Callable[[], Batch],
     ) -> None:
         self._method, self._parameters, self._held = method, parameters, held
         self.last = self.lowest = float("inf")

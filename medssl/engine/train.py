@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from medssl import config
+from medssl.core.batch import Noisy
 from medssl.core.errors import (
     InputError,
     MedsslError,
@@ -345,7 +346,7 @@ def _compared(journey: _Journey, scans: Iterable[HeldScan]) -> Compared | None:
 
 
 def _catch_up(
-    journey: _Journey, folder: RunFolder, fitting: Fitting, record: Mapping[str, Any]
+    journey: _Journey, folder: RunFolder, fitting: Fitting[Noisy], record: Mapping[str, Any]
 ) -> None:
     """Bring a fit to the last checkpoint that is whole, and the metrics with it."""
     steps = folder.steps()
@@ -371,7 +372,7 @@ def _catch_up(
 def _after(
     journey: _Journey,
     folder: RunFolder,
-    fitting: Fitting,
+    fitting: Fitting[Noisy],
     step: int,
     steps: int,
     terms: Mapping[str, float],

@@ -52,12 +52,14 @@ class Sense(Operator):
         self.codomain = (n_coils, height, width)
 
     def __call__(self, x: Tensor) -> Tensor:
+        """A x."""
         images = combine_sets(x, self.coil_maps)
         if self.wrapped_order:
             return self.sampling * torch.fft.fft2(images, norm="ortho")
         return self.sampling * to_kspace(images)
 
     def adjoint(self, y: Tensor) -> Tensor:
+        """A^H y."""
         y = self.sampling * y
         images = torch.fft.ifft2(y, norm="ortho") if self.wrapped_order else to_image(y)
         if self.coil_maps.shape[-4] == 1:
@@ -74,6 +76,7 @@ class Sense(Operator):
 
     @classmethod
     def example(cls, generator: torch.Generator, dtype: torch.dtype) -> Self:
+        """A small one."""
         maps = torch.randn(2, 3, 9, 8, generator=generator, dtype=dtype)
         maps = maps / torch.linalg.vector_norm(maps, dim=(0, 1), keepdim=True)
         sampling = torch.rand(1, 9, 8, generator=generator, dtype=maps.real.dtype) < 0.5
@@ -98,13 +101,16 @@ class Mixing(Operator):
         self.codomain = (matrix.shape[0], *shape[1:])
 
     def __call__(self, x: Tensor) -> Tensor:
+        """A x."""
         return _mix(self.matrix, x, len(self.domain))
 
     def adjoint(self, y: Tensor) -> Tensor:
+        """A^H y."""
         return _mix(self.matrix.mH, y, len(self.domain))
 
     @classmethod
     def example(cls, generator: torch.Generator, dtype: torch.dtype) -> Self:
+        """A small one."""
         return cls(torch.randn(3, 5, generator=generator, dtype=dtype), (5, 4, 6))
 
 

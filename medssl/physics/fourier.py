@@ -33,12 +33,15 @@ class Fourier(Operator):
         self.axes = axes
 
     def __call__(self, x: Tensor) -> Tensor:
+        """A x."""
         return to_kspace(x, self.axes)
 
     def adjoint(self, y: Tensor) -> Tensor:
+        """A^H y."""
         return to_image(y, self.axes)
 
     @classmethod
     def example(cls, generator: torch.Generator, dtype: torch.dtype) -> Self:
+        """A small one."""
         del generator, dtype
         return cls((3, 9, 12))

@@ -135,7 +135,7 @@ def line_axis(sampling: Mask) -> int | None:
     """
     inside = sampling[np.ix_(sampling.any(1), sampling.any(0))]
     if inside.all():
-        lines = [sampling.any(1), sampling.any(0)]
+        lines: list[Mask] = [np.any(sampling, axis=1), np.any(sampling, axis=0)]
         sparse = [axis for axis in (0, 1) if not _one_run(lines[axis])]
         return sparse[0] if len(sparse) == 1 else None
     return None
@@ -182,7 +182,8 @@ def reach(sampling: Mask) -> Mask:
     """
     from skimage.morphology import convex_hull_image
 
-    return np.asarray(convex_hull_image(sampling, offset_coordinates=False, tolerance=0.51))
+    hull = convex_hull_image(sampling, offset_coordinates=False)  # type: ignore[no-untyped-call]
+    return np.asarray(hull, bool) | sampling
 
 
 def withhold(
@@ -209,10 +210,10 @@ def withhold(
         protected[central(sampling.shape, keep)] = True
         aside = sampling & ~protected & (rng.random(sampling.shape) < fraction)
     else:
-        lines = sampling.any(1 - axis)
+        lines: Mask = np.any(sampling, axis=1 - axis)
         n = len(lines)
         run = calibration_size(sampling)[axis]
-        free = lines.copy()
+        free: Mask = lines.copy()
         free[n // 2 - run // 2 : n // 2 - run // 2 + run] = False
         pool = np.flatnonzero(free)
         chosen = np.zeros(n, bool)

@@ -1,8 +1,8 @@
 r"""Solvers for images from incomplete k-space. Every leading axis is a problem of its own.
 
-All of them minimise :math:`\tfrac12 \|A x - y\|^2` plus a term that says what images look like. They
-are given :math:`b = A^H y` and :math:`A^H A`, work on (..., set, H, W) complex images, and touch no
-k-space themselves.
+All of them minimise :math:`\tfrac12 \|A x - y\|^2` plus a term that says what images look like.
+They are given :math:`b = A^H y` and :math:`A^H A`, work on (..., set, H, W) complex images, and
+touch no k-space themselves.
 """
 
 from collections.abc import Callable
@@ -80,7 +80,6 @@ def fista_l1(
     start: Tensor | None = None,
     iterations: int = 60,
     levels: int = 4,
-    step: Tensor | float = 1.0,
 ) -> Tensor:
     r"""Wavelet-sparse images: lambda ||W x||_1, W shifted at random in each iteration.
 
@@ -88,14 +87,13 @@ def fista_l1(
     The low band is not penalised. Pictures whose size has no so many levels are padded with zeros.
 
     Args:
-        normal: A^H A, its norm at most 1 / step.
+        normal: A^H A, its norm at most 1.
         b: (..., set, H, W).
         lambda_: Broadcastable to b with single H and W.
         generator: Of the shifts, on the CPU, so that all devices draw the same.
         start: First guess; None is 0.
         iterations: Steps.
         levels: Of the wavelet transform.
-        step: Of the gradient.
 
     Reference: Beck, Teboulle. A Fast Iterative Shrinkage-Thresholding Algorithm. 2009; Coifman,
     Donoho. Translation-Invariant De-Noising. 1995.
@@ -104,12 +102,12 @@ def fista_l1(
     grid = 2**levels
     padded = (-(-height // grid) * grid, -(-width // grid) * grid)
     wavelet = Wavelet((*b.shape[:-2], *padded), levels, b)
-    threshold = torch.as_tensor(lambda_, device=b.device) * step
+    threshold = torch.as_tensor(lambda_, dtype=b.real.dtype, device=b.device)
     shifts = torch.randint(grid, (iterations, 2), generator=generator).tolist()
     x = torch.zeros_like(b) if start is None else start
     z, t = x, 1.0
     for shift in shifts:
-        v = z - step * (normal(z) - b)
+        v = z - normal(z) + b
         if padded != (height, width):
             v = torch.nn.functional.pad(v, (0, padded[1] - width, 0, padded[0] - height))
         v = wavelet.shrink(v.roll(shift, (-2, -1)), threshold)
@@ -132,7 +130,8 @@ def tv_admm(
     r"""Images of small isotropic total variation, by the alternating direction method.
 
     .. math:: x \leftarrow (A^H A + \rho D^H D)^{-1} (b + \rho D^H (z - u)), \quad
-              z \leftarrow \mathrm{shrink}_{\lambda / \rho}(D x + u), \quad u \leftarrow u + D x - z ,
+              z \leftarrow \mathrm{shrink}_{\lambda / \rho}(D x + u), \quad
+              u \leftarrow u + D x - z ,
 
     with rho ten times lambda, but no more than the data weigh.
 

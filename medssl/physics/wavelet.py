@@ -59,9 +59,11 @@ class Wavelet(Operator):
         ]
 
     def __call__(self, x: Tensor) -> Tensor:
+        """A x."""
         return _complex(self._analyse(_real(x)))
 
     def adjoint(self, y: Tensor) -> Tensor:
+        """A^H y."""
         return _complex(self._synthesise(_real(y)))
 
     def shrink(self, x: Tensor, threshold: Tensor) -> Tensor:
@@ -94,6 +96,7 @@ class Wavelet(Operator):
 
     @classmethod
     def example(cls, generator: torch.Generator, dtype: torch.dtype) -> Self:
+        """A small one."""
         del generator
         return cls((2, 32, 48), 3, torch.empty((), dtype=dtype))
 

@@ -1,0 +1,577 @@
+"""One raw scan to one image: coils, maps, the weight of the prior, and slices in a stream."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from medssl.config import Recipe
+from medssl.core.batch import Acquired
+from medssl.core.errors import InputError, MemoryLimitError, QualityError
+from medssl.core.kspace import KSpace
+from medssl.core.run import Run
+from medssl.data.slices import Slices
+from medssl.engine.build import reconstructor
+from medssl.engine.device import MIB, Machine
+from medssl.engine.withhold import Curve, choose_lambda, mean_error, object_of, partings
+from medssl.method import Reconstructor
+from medssl.physics.acquisition import model
+from medssl.physics.coils import (
+    Mixing,
+    magnitude,
+    root_sum_of_squares,
+    virtual_coils,
+    whitening,
+)
+from medssl.physics.espirit import KERNEL, espirit, folded, soften
+from medssl.physics.fourier import to_kspace
+from medssl.physics.kspace_noise import Receivers, from_edge, from_noise_scan
+from medssl.physics.nufft import SenseNufft, density
+from medssl.physics.sampling import calibration_size, central, radius, reach
+
+Progress = Callable[[str, int, int], None]
+"""Told the stage, how much is done, and how much there is."""
+LOOKED_AT = 5
+"""Slices, evenly spaced, on which everything is chosen."""
+CALIBRATION = 24
+"""Side of the block of k-space that coil maps are made from, at most."""
+DEAD = 1e-3
+"""Standard deviation of a coil, as a share of the median, below which it is not connected."""
+TWO_SETS = 0.01
+"""Share of the object that must be folded for a second set of maps."""
+UNEXPLAINED = 1.4
+"""chi2 above which the model is not right."""
+MISSING = 1.3
+"""Acceleration over that of the header above which lines are missing."""
+MOST_AT_ONCE = 8
+"""Slices."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """How a scan is to be reconstructed, checked."""
+
+    recipe: Recipe
+    why: str
+    maps: NDArray[np.complex64] | None = None
+    """(set, coil, *spatial); None estimates them."""
+    map_sets: Literal["auto", 1, 2] = "auto"
+    coils: int = 10
+    """Virtual coils, at most."""
+    whiten: bool = False
+    noise: NDArray[np.complex64] | None = None
+    """(coil, n) of a noise scan of another file."""
+    seed: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Chain:
+    """What happens to the coils before anything else.
+
+    Args:
+        alive: Indices of the coils that hold a signal.
+        forward: (virtual, alive) whitening and compression.
+        back: (alive, virtual) undoes it, as far as it can be undone.
+        sigma: (virtual,) standard deviation of the noise of each real component.
+    """
+
+    alive: list[int]
+    forward: Tensor
+    back: Tensor
+    sigma: Tensor
+
+    def __call__(self, kspace: Tensor) -> Tensor:
+        """(B, virtual, ...) of (B, coil, ...)."""
+        kspace = kspace[:, self.alive].to(self.forward.device)
+        return Mixing(self.forward, tuple(kspace.shape[1:]))(kspace)
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """A scan about which everything is decided."""
+
+    slices: Slices
+    asked: Asked
+    machine: Machine
+    method: Reconstructor
+    chain: Chain
+    receivers: Receivers
+    block: tuple[int, int]
+    """Calibration."""
+    n_sets: int
+    scale: float
+    """k-space is divided by it, so that images are about 1."""
+    curve: Curve | None
+    """None where the weight was given, or there is none."""
+    settled: Mapping[str, Any]
+    """Values of the method."""
+
+
+@dataclass(frozen=True, eq=False)
+class Reconstructed:
+    """Pictures (slice, H, W) and what the data say of them."""
+
+    image: NDArray[np.float32]
+    zero_filled: NDArray[np.float32]
+
+
+def prepare(scan: KSpace, asked: Asked, machine: Machine, run: Run, tell: Progress) -> Prepared:
+    """Decide everything from a few slices.
+
+    Raises:
+        InputError: The scan cannot be reconstructed; the message says why.
+        MemoryLimitError: Not even one slice fits.
+    """
+    run.warn(*scan.warnings)
+    method, settled = reconstructor(asked.recipe)
+    method.to(machine.device)
+    with run.stage("transform"):
+        tell("transform", 0, 1)
+        slices = Slices.of(scan)
+    few = _few(slices.n)
+    patterns = [slices.sampling(k) for k in few]
+    _refuse_missing(scan, patterns)
+    with run.stage("coils"):
+        tell("look at coils", 0, 1)
+        chain, receivers, block = _chain(slices, few, patterns, asked, machine, run, method)
+    draft = Prepared(slices, asked, machine, method, chain, receivers, block, 1, 1.0, None, settled)
+    n_sets = 1
+    with run.stage("maps"):
+        if method.needs_maps:
+            tell("estimate coil maps", 0, 1)
+            n_sets, share = _sets(draft, few)
+            run.qc["folded"] = share
+        draft = dataclasses.replace(draft, n_sets=n_sets)
+        few = _lit(draft, few)
+        draft = dataclasses.replace(draft, scale=_scale(draft, few))
+    with run.stage("choose lambda"):
+        draft = _weighted(draft, few, tell)
+        chi2 = _chi2(draft, few)
+        more = asked.map_sets == "auto" and asked.maps is None and method.needs_maps
+        if (
+            chi2 is not None
+            and chi2 > UNEXPLAINED
+            and more
+            and n_sets == 1
+            and len(chain.sigma) > 1
+        ):
+            other = _weighted(dataclasses.replace(draft, n_sets=2), few, tell)
+            better = _chi2(other, few)
+            if better is not None and better < 0.8 * chi2:
+                draft, chi2 = other, better
+    if chi2 is not None and chi2 > UNEXPLAINED:
+        run.warn(
+            f"the image leaves {chi2:.1f} times the noise unexplained; coil maps of cropped data, "
+            "motion, a wrong trajectory or EPI phase errors are likely causes"
+        )
+    _note(draft, patterns, chi2, run)
+    return draft
+
+
+def reconstruct(ready: Prepared, run: Run, tell: Progress) -> Reconstructed:
+    """Reconstruct all slices, a few at a time.
+
+    Raises:
+        MemoryLimitError: One slice does not fit.
+        QualityError: The image is not finite.
+    """
+    slices = ready.slices
+    image = np.zeros((slices.n, *slices.shape), np.float32)
+    plain = np.zeros_like(image)
+    done, count = 0, _at_once(ready)
+    with run.stage("reconstruct"):
+        while done < slices.n:
+            which = list(range(done, min(done + count, slices.n)))
+            tell("reconstruct", done, slices.n)
+            try:
+                image[which], plain[which] = _pictures(ready, which)
+            except (torch.OutOfMemoryError, MemoryError) as error:
+                if count == 1:
+                    raise MemoryLimitError(
+                        f"one slice needs about {_bytes(ready) / MIB:.0f} MiB", "raise --memory"
+                    ) from error
+                count = max(1, count // 2)
+                continue
+            done = which[-1] + 1
+        tell("reconstruct", slices.n, slices.n)
+    if not np.isfinite(image).all():
+        raise QualityError("the image is not finite", "give another --lambda")
+    return Reconstructed(slices.place(image), slices.place(plain))
+
+
+def batch_of(ready: Prepared, which: Sequence[int]) -> Acquired:
+    """What the method sees of some slices, coil maps included."""
+    slices = ready.slices
+    kspace = ready.chain(slices.kspace(which)) / ready.scale
+    sampling = torch.from_numpy(np.stack([slices.sampling(k) for k in which]))
+    sampling = sampling[:, None].to(kspace.real)
+    trajectory = None
+    if slices.scan.trajectory is not None:
+        trajectory = torch.from_numpy(slices.scan.trajectory).to(kspace.device)
+    return Acquired(
+        kspace=kspace,
+        sampling=sampling,
+        coil_maps=_maps(ready, which, kspace, trajectory)[0],
+        sigma=float(ready.chain.sigma.mean()) / ready.scale,
+        trajectory=trajectory,
+    )
+
+
+def _pictures(ready: Prepared, which: Sequence[int]) -> tuple[Any, Any]:
+    """(B, H, W) of some slices, and the same by zero filling."""
+    batch = batch_of(ready, which)
+    with torch.no_grad():
+        found = ready.method.restore(batch)
+        picture = magnitude(found, batch.coil_maps, _back(ready)) * ready.scale
+        if batch.trajectory is None:
+            plain = root_sum_of_squares(ready.slices.kspace(which))
+        else:
+            plain = magnitude(_start(batch), batch.coil_maps, _back(ready)) * ready.scale
+    return picture.float().cpu().numpy(), plain.float().cpu().numpy()
+
+
+def _start(batch: Acquired) -> Tensor:
+    """Gridding with weights of the samples' density."""
+    assert batch.trajectory is not None
+    weighted = batch.kspace * density(batch.trajectory)
+    return SenseNufft(batch.coil_maps, batch.trajectory).adjoint(weighted)
+
+
+def _back(ready: Prepared) -> Tensor:
+    return ready.chain.back
+
+
+def _few(n: int) -> list[int]:
+    """Slices that are looked at, the ends of the scan left out."""
+    count = min(n, LOOKED_AT)
+    return sorted({int((k + 0.5) * n / count) for k in range(count)})
+
+
+def _refuse_missing(scan: KSpace, patterns: Sequence[NDArray[np.bool_]]) -> None:
+    """A header that promises more lines than there are."""
+    if scan.trajectory is not None or scan.stated_acceleration is None:
+        return
+    found = float(np.mean([reach(p).sum() / p.sum() for p in patterns]))
+    if found > MISSING * scan.stated_acceleration:
+        raise InputError(
+            f"k-space is accelerated by {found:.2g}, its header says {scan.stated_acceleration:g}: "
+            "lines are missing",
+            "export the whole measurement",
+        )
+
+
+def _chain(
+    slices: Slices,
+    few: Sequence[int],
+    patterns: Sequence[NDArray[np.bool_]],
+    asked: Asked,
+    machine: Machine,
+    run: Run,
+    method: Reconstructor,
+) -> tuple[Chain, Receivers, tuple[int, int]]:
+    """Coils that live, their noise, and the few combinations that hold the signal."""
+    kspace = slices.kspace(few)
+    samples = torch.cat(
+        [one[:, torch.from_numpy(p)] for one, p in zip(kspace, patterns, strict=True)], 1
+    )
+    size = torch.view_as_real(samples).square().mean((1, 2)).sqrt()
+    if not bool(torch.isfinite(size).all()):
+        coil = int(torch.isfinite(size).int().argmin())
+        raise InputError(f"coil {coil} holds values that are not finite", "export it again")
+    if not bool(size.max() > 0):
+        raise InputError("k-space holds zeros only", "check the export of the raw data")
+    alive = (size > DEAD * size.median()).nonzero()[:, 0].tolist()
+    dead = [c for c in range(len(size)) if c not in alive]
+    if dead:
+        run.warn(f"coils without a signal are left out: {', '.join(map(str, dead))}")
+    samples = samples[alive]
+    receivers = _receivers(slices, patterns, samples, asked, alive)
+    if receivers.shrunk:
+        run.warn("too little noise was seen to know how coils are correlated; taken as independent")
+    block = _block(slices, patterns, asked, method)
+    n = len(alive)
+    white = torch.eye(n, dtype=torch.complex128)
+    if asked.whiten:
+        white = whitening(receivers.covariance).to(torch.complex128)
+    few_coils, share = torch.eye(n, dtype=torch.complex128), 1.0
+    if n > asked.coils and method.needs_maps and asked.maps is None:
+        middle = _middle(slices, kspace[:, alive], patterns, block)
+        few_coils, share = virtual_coils(white @ middle.to(torch.complex128), asked.coils)
+    forward = few_coils @ white
+    covariance = forward @ receivers.covariance @ forward.mH
+    run.noise["virtual_coils"] = {"count": int(forward.shape[0]), "energy": share}
+    if n == 1 and any(not p.all() for p in patterns):
+        run.warn("there is one coil: nothing but the prior can fill in what was not measured")
+    single = torch.complex64
+    chain = Chain(
+        alive,
+        forward.to(single).to(machine.device),
+        (torch.linalg.inv(white) @ few_coils.mH).to(single).to(machine.device),
+        (covariance.diagonal().real / 2).sqrt(),
+    )
+    return chain, receivers, block
+
+
+def _receivers(
+    slices: Slices,
+    patterns: Sequence[NDArray[np.bool_]],
+    samples: Tensor,
+    asked: Asked,
+    alive: Sequence[int],
+) -> Receivers:
+    """The noise of the living coils."""
+    noise = asked.noise if asked.noise is not None else slices.scan.noise
+    if noise is not None:
+        if noise.shape[0] != slices.scan.n_coils:
+            raise InputError(
+                f"the noise scan has {noise.shape[0]} coils, the scan {slices.scan.n_coils}",
+                "give the noise scan of this measurement",
+            )
+        return from_noise_scan(torch.from_numpy(np.array(noise))[list(alive)])
+    if slices.scan.trajectory is not None:
+        far = np.linalg.norm(slices.scan.trajectory, axis=-1)
+        distance = np.concatenate([far[p] for p in patterns])
+    else:
+        distance = np.concatenate([radius(slices.shape)[p] for p in patterns])
+    return from_edge(samples, torch.from_numpy(distance))
+
+
+def _block(
+    slices: Slices,
+    patterns: Sequence[NDArray[np.bool_]],
+    asked: Asked,
+    method: Reconstructor,
+) -> tuple[int, int]:
+    """Size of the fully sampled centre that all slices share."""
+    if slices.scan.trajectory is not None:
+        return min(CALIBRATION, slices.shape[0]), min(CALIBRATION, slices.shape[1])
+    sizes = [calibration_size(p) for p in patterns]
+    block = tuple(min(CALIBRATION, *(s[a] for s in sizes)) for a in (0, 1))
+    if min(block) < KERNEL and method.needs_maps and asked.maps is None:
+        raise InputError(
+            f"the fully sampled centre of k-space is {block[0]}x{block[1]}, coil maps need "
+            f"{KERNEL}x{KERNEL}",
+            "give maps with --maps, or take --method zero-filled",
+        )
+    return block[0], block[1]
+
+
+def _middle(
+    slices: Slices,
+    kspace: Tensor,
+    patterns: Sequence[NDArray[np.bool_]],
+    block: tuple[int, int],
+) -> Tensor:
+    """(coil, n) samples near DC."""
+    if slices.scan.trajectory is not None:
+        near = np.linalg.norm(slices.scan.trajectory, axis=-1) <= block[0] / 2
+        return kspace[0][:, torch.from_numpy(near)]
+    del patterns
+    if min(block) < 2:
+        return kspace.movedim(1, 0).flatten(1)
+    ys, xs = central(slices.shape, block)
+    return kspace[..., ys, xs].movedim(1, 0).flatten(1)
+
+
+def _centre(ready: Prepared, kspace: Tensor, trajectory: Tensor | None) -> Tensor:
+    """(B, virtual, h, w) calibration block."""
+    if trajectory is None:
+        ys, xs = central(ready.slices.shape, ready.block)
+        return kspace[..., ys, xs]
+    n = kspace.shape[1]
+    one = torch.eye(n, dtype=kspace.dtype, device=kspace.device)[..., None, None]
+    each = SenseNufft(one.expand(n, n, *ready.slices.shape), trajectory)
+    images = each.adjoint(kspace * density(trajectory))
+    ys, xs = central(ready.slices.shape, ready.block)
+    return to_kspace(images)[..., ys, xs]
+
+
+def _maps(
+    ready: Prepared, which: Sequence[int], kspace: Tensor, trajectory: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
+    """Coil maps (B, set, coil, H, W) of some slices and their eigenvalues."""
+    shape, n = ready.slices.shape, kspace.shape[1]
+    if not ready.method.needs_maps:
+        one = torch.eye(n, dtype=kspace.dtype, device=kspace.device)
+        return one[None, ..., None, None].expand(len(which), n, n, *shape), None
+    if ready.asked.maps is not None:
+        return _given(ready, which), None
+    if n == 1:
+        return kspace.new_ones(len(which), 1, 1, *shape), None
+    maps, values = espirit(_centre(ready, kspace, trajectory), shape, max(ready.n_sets, 1))
+    return soften(maps, values), values
+
+
+def _given(ready: Prepared, which: Sequence[int]) -> Tensor:
+    """The user's maps, of unit length where they are not zero."""
+    maps = ready.asked.maps
+    assert maps is not None
+    axis = ready.slices.axis
+    chosen = maps[None] if axis is None else np.moveaxis(maps, 2 + axis, 0)[list(which)]
+    found = torch.from_numpy(np.array(chosen))[:, :, ready.chain.alive].to(ready.machine.device)
+    length = torch.linalg.vector_norm(found, dim=2, keepdim=True)
+    found = found / length.clamp_min(1e-12) * (length > 0)
+    return Mixing(ready.chain.forward, tuple(found.shape[2:]))(found)
+
+
+def _sets(ready: Prepared, few: Sequence[int]) -> tuple[int, float | None]:
+    """How many sets of maps the scan needs, and the share of the object that is folded."""
+    asked = ready.asked
+    if asked.maps is not None:
+        return asked.maps.shape[0], None
+    if len(ready.chain.sigma) == 1:
+        return 1, None
+    wide = dataclasses.replace(ready, n_sets=2)
+    shares = []
+    for k in few:
+        kspace = ready.chain(ready.slices.kspace([k]))
+        trajectory = ready.slices.scan.trajectory
+        path = None if trajectory is None else torch.from_numpy(trajectory).to(kspace.device)
+        _, values = _maps(wide, [k], kspace, path)
+        assert values is not None
+        inside = object_of(_centre(ready, kspace, path), ready.slices.shape)
+        shares.append(folded(values, inside))
+    share = float(np.max(shares))
+    if asked.map_sets != "auto":
+        return asked.map_sets, share
+    return (2 if share > TWO_SETS else 1), share
+
+
+def _lit(ready: Prepared, few: Sequence[int]) -> list[int]:
+    """Of some slices those with an object: with at least a tenth of the brightest one's energy."""
+    energy = [float(ready.slices.kspace([k]).abs().square().sum()) for k in few]
+    return [k for k, e in zip(few, energy, strict=True) if e >= 0.1 * max(energy)]
+
+
+def _scale(ready: Prepared, few: Sequence[int]) -> float:
+    """The 95th percentile of zero-filled images."""
+    values = []
+    for k in few:
+        batch = batch_of(ready, [k])
+        start = (
+            _start(batch) if batch.trajectory is not None else model(batch).adjoint(batch.kspace)
+        )
+        values.append(torch.linalg.vector_norm(start, dim=1).flatten())
+    scale = float(np.quantile(torch.cat(values).cpu().numpy(), 0.95))
+    return scale if scale > 0 else 1.0
+
+
+def _weighted(ready: Prepared, few: Sequence[int], tell: Progress) -> Prepared:
+    """With the weight of the prior chosen on samples kept aside, where it is not given."""
+    recipe = ready.asked.recipe
+    if "lambda_" not in ready.settled or ready.settled["lambda_"] is not None:
+        return ready
+    parted = []
+    for i, k in enumerate(few):
+        batch = batch_of(ready, [k])
+        inside = object_of(
+            _centre(ready, batch.kspace * ready.scale, batch.trajectory), ready.slices.shape
+        )
+        found = partings(batch, inside, ready.asked.seed + 1000 * i)
+        parted += found if len(few) < 3 else found[: max(1, math.ceil(len(found) / len(few)))]
+    tries = [0]
+
+    def error(weight: float) -> float:
+        tell("choose lambda", tries[0], max(6, tries[0] + 1))
+        tries[0] += 1
+        tried, _ = reconstructor(_with_lambda(recipe, weight))
+        return float(mean_error(tried.to(ready.machine.device).restore, parted).sum())
+
+    curve = choose_lambda(error)
+    chosen = _with_lambda(recipe, curve.lambda_)
+    method, settled = reconstructor(chosen)
+    return dataclasses.replace(
+        ready, method=method.to(ready.machine.device), settled=settled, curve=curve
+    )
+
+
+def _with_lambda(recipe: Recipe, weight: float) -> Recipe:
+    return dataclasses.replace(recipe, values={**recipe.values, "lambda_": weight})
+
+
+def _chi2(ready: Prepared, few: Sequence[int]) -> float | None:
+    """What is left of the measured samples, in units of the noise; None where there is none."""
+    sigma = ready.chain.sigma / ready.scale
+    if float(sigma.min()) <= 1e-7 or not ready.method.needs_maps:
+        return None
+    total, count = 0.0, 0
+    for k in few:
+        batch = batch_of(ready, [k])
+        with torch.no_grad():
+            missed = batch.sampling * (model(batch)(ready.method.restore(batch)) - batch.kspace)
+        each = torch.view_as_real(missed).square().sum((0, -3, -2, -1)).cpu()
+        total += float((each / (2 * sigma**2)).sum())
+        count += int(batch.sampling.sum()) * len(sigma)
+    return total / count
+
+
+def _note(
+    ready: Prepared, patterns: Sequence[NDArray[np.bool_]], chi2: float | None, run: Run
+) -> None:
+    """Everything that was decided, for the sidecar."""
+    asked, slices = ready.asked, ready.slices
+    scan = slices.scan
+    run.method, run.why = asked.recipe.name, asked.why
+    run.recipe = {
+        "task": "recon",
+        "name": asked.recipe.name,
+        "method": {"name": asked.recipe.method, **ready.settled},
+    }
+    run.noise |= {
+        "source": ready.receivers.source,
+        "sigma": [float(s) for s in ready.receivers.sigma],
+        "condition": ready.receivers.condition,
+        "relative_sigma": float(ready.chain.sigma.mean()) / ready.scale,
+        "whitened": asked.whiten,
+    }
+    run.plan |= {
+        "slices": slices.n,
+        "transformed_along_readout": slices.volume,
+        "calibration": list(ready.block),
+        "coils": scan.n_coils,
+        "map_sets": ready.n_sets,
+        "scale": ready.scale,
+        "slices_at_once": _at_once(ready),
+        "geometry": "nominal" if scan.nominal else "scanner",
+        "oversampling_removed": scan.oversampling,
+    }
+    full = [p.size / p.sum() for p in patterns]
+    run.qc |= {
+        "acceleration": float(np.mean(full)) if scan.trajectory is None else _radial(slices),
+        "chi2": chi2,
+    }
+    if scan.trajectory is None:
+        covered = [reach(p).sum() / p.sum() for p in patterns]
+        run.qc["acceleration_inside"] = float(np.mean(covered))
+    if ready.curve is not None:
+        run.plan["lambda"] = {
+            "chosen": ready.curve.lambda_,
+            "by": "samples kept aside",
+            "tried": list(ready.curve.tried),
+            "errors": list(ready.curve.errors),
+        }
+
+
+def _radial(slices: Slices) -> float:
+    """Shots that would cover the circle, over those that there are."""
+    trajectory = slices.scan.trajectory
+    assert trajectory is not None
+    return math.pi / 2 * max(slices.shape) / trajectory.shape[0]
+
+
+def _bytes(ready: Prepared) -> int:
+    """Working memory for one slice: its maps' matrices, its k-space, and images of the coils."""
+    pixels, n = math.prod(ready.slices.shape), len(ready.chain.sigma)
+    return 8 * pixels * (2 * n * n // 2 + (6 + 2 * ready.n_sets) * n)
+
+
+def _at_once(ready: Prepared) -> int:
+    """Slices that fit into the memory together."""
+    fitting = int(ready.machine.free * 0.5 // max(_bytes(ready), 1))
+    return max(1, min(fitting, MOST_AT_ONCE, ready.slices.n))

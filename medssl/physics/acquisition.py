@@ -1,0 +1,56 @@
+"""From a batch of k-space to the linear system that its images solve."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from medssl.core.batch import Acquired
+from medssl.core.random import stream
+from medssl.physics.coils import SPATIAL, Sense
+from medssl.physics.nufft import SenseNufft
+from medssl.physics.operator import Operator
+from medssl.physics.solve import Normal, power_iteration
+
+Solver = Callable[[Normal, Tensor, Tensor | None], Tensor]
+"""From A^H A of norm 1, A^H y and a first guess to images."""
+
+
+def model(batch: Acquired) -> Operator:
+    """Images (..., set, H, W) to what was measured of them."""
+    if batch.trajectory is not None:
+        return SenseNufft(batch.coil_maps, batch.trajectory)
+    return Sense(batch.coil_maps, batch.sampling)
+
+
+def solved(batch: Acquired, solver: Solver) -> Tensor:
+    """Images that a solver finds; on a grid it works with the centre at index 0, which is faster.
+
+    Returns:
+        (..., set, H, W) complex, centred.
+    """
+    if batch.trajectory is not None:
+        operator: Operator = SenseNufft(batch.coil_maps, batch.trajectory)
+        b = operator.adjoint(batch.kspace)
+        step = 1 / power_iteration(operator.normal, b, stream(0, "largest eigenvalue"))
+        # The step makes the system one of norm 1, as on a grid; lambda keeps its meaning.
+        return solver(lambda x: step * operator.normal(x), step * b, batch.start)
+    operator = Sense(batch.coil_maps, batch.sampling).wrapped()
+    b = operator.adjoint(torch.fft.ifftshift(batch.kspace, SPATIAL))
+    start = None if batch.start is None else torch.fft.ifftshift(batch.start, SPATIAL)
+    return torch.fft.fftshift(solver(operator.normal, b, start), SPATIAL)
+
+
+def data_error(batch: Acquired, image: Tensor, at: Tensor | None = None) -> Tensor:
+    """(...) sum of squares of what the images leave unexplained of the measured samples.
+
+    Args:
+        batch: What was measured.
+        image: (..., set, H, W).
+        at: (..., 1, H, W) points that count; None means all that were measured.
+    """
+    if at is not None:
+        missed = at * (Sense(batch.coil_maps, at)(image) - batch.kspace)
+    else:
+        missed = batch.sampling * (model(batch)(image) - batch.kspace)
+    return torch.view_as_real(missed).square().sum((-4, -3, -2, -1))
