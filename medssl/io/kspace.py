@@ -8,10 +8,11 @@ from numpy.typing import NDArray
 
 from medssl.core.errors import InputError, MedsslError, UsageError, naming
 from medssl.core.kspace import KSpace
-from medssl.io import arrays, cfl, fastmri, hdf5, read, trajectory
+from medssl.io import arrays, cfl, fastmri, hdf5, mrd, read, trajectory
 from medssl.io.arrays import Axes
 from medssl.io.limits import Limits
 from medssl.io.raw_geometry import place
+from medssl.io.readouts import Raw
 from medssl.io.survey import examine
 
 KNOWN = "give Siemens .dat, ISMRMRD or fastMRI .h5, BART .cfl, or .npy"
@@ -200,7 +201,27 @@ def _from_hdf5(path: Path, frame: int | None, limits: Limits) -> KSpace:
     with hdf5.opened(path) as file:
         if "kspace" in file:
             return _from_fastmri(path, fastmri.read(file, limits), frame)
+        group = mrd.group_of(file)
+        if group is not None:
+            return _from_readouts(path, *mrd.read(group, frame, limits))
     raise InputError("is HDF5 without k-space that is known here", KNOWN)
+
+
+def _from_readouts(path: Path, raw: Raw, noise: NDArray[np.complex64] | None) -> KSpace:
+    names = ("ky", "kx", "kz")[: len(raw.encoded)]
+    return KSpace(
+        raw.data,
+        raw.placed.geometry,
+        examine(raw.data, raw.encoded, names, raw.sampling),
+        encoded=raw.encoded,
+        matrix=raw.matrix,
+        noise=noise,
+        oversampling=raw.oversampling,
+        nominal=raw.placed.nominal,
+        stated_acceleration=raw.acceleration,
+        name=path.name,
+        warnings=raw.warnings,
+    )
 
 
 def _from_fastmri(path: Path, found: fastmri.FastMri, frame: int | None) -> KSpace:

@@ -134,7 +134,8 @@ def _stack(
     moves = np.diff(centres[list(order)], axis=0)
     gaps = np.linalg.norm(moves, axis=1)
     off_line = np.abs(moves - np.outer(moves @ placement.normal, placement.normal)).max()
-    worst = int(np.argmax(np.abs(gaps - np.median(gaps))))
+    usual = float(np.sort(gaps)[(len(gaps) - 1) // 2])
+    worst = int(np.argmax(np.abs(gaps - usual)))
     if off_line > GAP_TOLERANCE:
         raise InputError(
             f"its slices are shifted by {off_line:.2f} mm against each other",
@@ -142,8 +143,7 @@ def _stack(
         )
     if np.ptp(gaps) > GAP_TOLERANCE:
         raise InputError(
-            f"slices {worst} and {worst + 1} lie {gaps[worst]:.2f} mm apart, others "
-            f"{np.median(gaps):.2f} mm",
+            f"slices {worst} and {worst + 1} lie {gaps[worst]:.2f} mm apart, others {usual:.2f} mm",
             "export equally spaced slices",
         )
     if gaps.min() < GAP_TOLERANCE:
