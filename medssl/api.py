@@ -16,19 +16,22 @@ from torch import Tensor
 
 from medssl.core.errors import InputError, MedsslError, QualityError, UsageError, naming
 from medssl.core.image import Image, Stored
+from medssl.core.kspace import KSpace
 from medssl.core.run import Run, plain
 from medssl.engine import ct_report, estimate
+from medssl.engine import recon as raw_scan
 from medssl.engine.choose import Choice, Quality
 from medssl.engine.device import machine
 from medssl.engine.restore import Prepared, Progress, Request, prepare, restore
 from medssl.engine.train import train as train_on
 from medssl.engine.wanted import Wanted
 from medssl.engine.weights import Trained as Weights
-from medssl.io import atomic, journal, sidecar
+from medssl.io import atomic, coil_arrays, journal, sidecar
 from medssl.io import memory as in_memory
 from medssl.io.derived import Derivation, derived_datasets
 from medssl.io.folder import find_scans
 from medssl.io.gradients import read_b_values
+from medssl.io.kspace import read_kspace
 from medssl.io.limits import Limits
 from medssl.io.outputs import Outputs
 from medssl.io.read import kind_of, read
@@ -318,6 +321,146 @@ def train(
     )
 
 
+@dataclass(frozen=True, eq=False)
+class Reconstruction:
+    """What `recon` gives back."""
+
+    image: Image
+    """Magnitude, (1, *spatial), with the grid of the scanner where it is known."""
+    zero_filled: NDArray[np.float32]
+    """The same by zero filling, to compare with."""
+    qc: Mapping[str, Any]
+    record: Mapping[str, Any]
+    """What the sidecar holds."""
+    line: str
+    """What was found and done."""
+    files: tuple[Path, ...] = ()
+    """Everything that was written, the image first."""
+
+
+def recon(
+    x: str | Path | KSpace,
+    out: str | Path | None = None,
+    *,
+    method: str = "auto",
+    lambda_: float | Literal["auto"] = "auto",
+    maps: str | Path | Array | None = None,
+    map_sets: Literal["auto", 1, 2] = "auto",
+    coils: int = 10,
+    whiten: bool = False,
+    noise_scan: str | Path | Array | None = None,
+    axes: str | None = None,
+    frame: int | None = None,
+    trajectory: str | Path | None = None,
+    to: Literal["nii", "dicom"] = "nii",
+    like: str | Path | None = None,
+    preview: bool = True,
+    settings: Mapping[str, Any] | None = None,
+    device: str = "auto",
+    memory: str | None = None,
+    threads: int | None = None,
+    seed: int = 0,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> Reconstruction:
+    """Make an image of raw k-space; coil maps and the weight of the prior are found from the data.
+
+    Args:
+        x: Raw data: Siemens twix, ISMRMRD, fastMRI, BART or NPY; or a `KSpace`.
+        out: Where a path's result goes; None means beside it. A `KSpace` stays in memory.
+        method: `auto`, a recipe's name, or a recipe file.
+        lambda_: Weight of the method's prior where images are about 1; `auto` keeps samples aside
+            to choose it.
+        maps: Coil maps (set, coil, *spatial) or (coil, *spatial), as an array or a file (NPY,
+            BART); None estimates them.
+        map_sets: Sets of estimated maps; `auto` takes two where the field of view is folded.
+        coils: Virtual coils that more coils are compressed to.
+        whiten: Give all coils independent noise of one level first.
+        noise_scan: (coil, n) samples without signal, as an array or an NPY file.
+        axes: Names of the axes of an array file, as in `coil,ky,kx`.
+        frame: Which echo, repetition or set of several.
+        trajectory: `radial-360`, `radial-180` or a file, for samples off the grid.
+        to: Kind of the output.
+        like: DICOM series of the same patient whose identity `to="dicom"` takes.
+        preview: Also draw a picture of zero filling, result and difference.
+        settings: Dotted keys of the recipe with other values, as `{"method.iterations": 100}`.
+        device: `auto`, `cpu`, `cuda`, `cuda:1`, `mps`.
+        memory: Upper bound such as `4GB`; None means what is free.
+        threads: CPU threads; None means all cores.
+        seed: Of every random number.
+        overwrite: Replace existing outputs.
+        progress: Told the stage, how much is done, and how much there is.
+
+    Raises:
+        UsageError: The words of the call cannot be right.
+        InputError: The raw data are damaged, or cannot be reconstructed.
+        MemoryLimitError: One slice does not fit.
+        OutputError: The result cannot be put where it should go.
+        QualityError: The image is not finite.
+    """
+    changes = dict(settings or {})
+    if lambda_ != "auto":
+        changes["method.lambda_"] = lambda_
+    recipe, why = raw_scan.wanted(method, changes)
+    where = machine(device, memory, threads)
+    tell = progress or _say_nothing
+    run = Run("recon", seed=seed)
+    limits = Limits(memory=where.memory)
+    template = None if like is None else read(like, None, limits)
+    if to == "dicom" and template is None:
+        raise UsageError("a DICOM series needs a patient", "name a series of the scan with --like")
+    outputs = None
+    if isinstance(x, (str, Path)):
+        outputs = Outputs.of_raw(Path(x), None if out is None else Path(out), to, preview=preview)
+        outputs.check(Path(x), overwrite=overwrite)
+    elif out is not None:
+        raise UsageError("out= goes with a path", "use medssl.write for images in memory")
+    tell("read", 0, 1)
+    with run.stage("read"):
+        if isinstance(x, KSpace):
+            scan = x
+        else:
+            scan = read_kspace(x, axes=axes, frame=frame, trajectory=trajectory, limits=limits)
+        asked = raw_scan.Asked(
+            recipe=recipe,
+            why=why,
+            maps=None if maps is None else coil_arrays.maps(maps, scan),
+            map_sets=map_sets,
+            coils=coils,
+            whiten=whiten,
+            noise=None if noise_scan is None else coil_arrays.noise(noise_scan),
+            seed=seed,
+        )
+    with naming(scan.name or "k-space"):
+        ready = raw_scan.prepare(scan, asked, where, run, tell)
+        made = raw_scan.reconstruct(ready, run, tell)
+    image = Image(
+        data=made.image[None],
+        geometry=scan.wanted,
+        modality="MR",
+        name=scan.name,
+        warnings=tuple(run.warnings),
+    )
+    line = raw_scan.line(ready, run)
+    if outputs is None:
+        record = _raw_record(scan, image, run, None)
+        return Reconstruction(image, made.zero_filled, run.qc, record, line)
+    tell("write", 0, 1)
+    atomic.remove(outputs.sidecar)
+    with run.stage("write"):
+        written = write(outputs.image, image, overwrite=overwrite)
+        if outputs.preview is not None:
+            before = image.with_data(made.zero_filled[None])
+            caption = (line, "Research use only. Not a medical device.")
+            names = ("zero-filled", recipe.name, "difference")
+            content = draw(before, image.data, None, caption, names)
+            with atomic.file(outputs.preview, overwrite=overwrite) as sink:
+                sink.write(content)
+    record = _raw_record(scan, image, run, written) | {"outputs": _names(outputs)}
+    sidecar.write(outputs.sidecar, record, overwrite=overwrite)
+    return Reconstruction(image, made.zero_filled, run.qc, record, line, outputs.all)
+
+
 def info(path: str | Path, series: str | None = None) -> dict[str, Any]:
     """What a file or a folder holds, as plain values without identifiers.
 
@@ -459,6 +602,25 @@ def _record(ready: Prepared, run: Run, written: Written | None) -> dict[str, Any
     record = {
         "GeneratedBy": [{"Name": "medssl", "Version": version("medssl")}],
         "Sources": [{"name": image.name, "sha256": getattr(origin, "sha256", None)}],
+        "warnings": facts.pop("warnings"),
+        "medssl": facts,
+    }
+    return plain(record)
+
+
+def _raw_record(scan: KSpace, image: Image, run: Run, written: Written | None) -> dict[str, Any]:
+    """The sidecar of a reconstruction."""
+    facts = run.as_dict() | {"geometry": _image_facts(image)}
+    if written is not None:
+        facts |= {
+            "kind": written.kind,
+            "voxels": written.voxels,
+            "voxels_sha256": written.voxels_sha256,
+            "complete": True,
+        }
+    record = {
+        "GeneratedBy": [{"Name": "medssl", "Version": version("medssl")}],
+        "Sources": [{"name": scan.name}],
         "warnings": facts.pop("warnings"),
         "medssl": facts,
     }

@@ -93,6 +93,17 @@ class KSpace:
         return int(self.data.shape[0])
 
     @property
+    def wanted(self) -> Geometry:
+        """The grid of the image that is wanted: `geometry` cut to `matrix` about its centre."""
+        if self.matrix is None:
+            return self.geometry
+        grid = self.geometry.shape
+        start = [n // 2 - m // 2 for n, m in zip(grid, self.matrix, strict=True)]
+        affine = self.geometry.affine.copy()
+        affine[:3, 3] = self.geometry.world([*start, 0][:3])
+        return Geometry(self.matrix, affine)
+
+    @property
     def acceleration(self) -> float:
         """R: grid points per measured sample, corners of k-space included."""
         return float(1.0 / self.sampling.mean())

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from medssl import config
 from medssl.config import Recipe
 from medssl.core.batch import Acquired
 from medssl.core.errors import InputError, MemoryLimitError, QualityError
@@ -37,6 +38,8 @@ from medssl.physics.sampling import calibration_size, central, radius, reach
 
 Progress = Callable[[str, int, int], None]
 """Told the stage, how much is done, and how much there is."""
+DEFAULT = "l1_wavelet"
+"""Recipe."""
 LOOKED_AT = 5
 """Slices, evenly spaced, on which everything is chosen."""
 CALIBRATION = 24
@@ -119,6 +122,33 @@ class Reconstructed:
 
     image: NDArray[np.float32]
     zero_filled: NDArray[np.float32]
+
+
+def wanted(method: str, changes: Mapping[str, Any]) -> tuple[Recipe, str]:
+    """The recipe of a word, and why.
+
+    Raises:
+        UsageError: No such recipe, or a key that it does not know.
+    """
+    auto = method == "auto"
+    recipe = config.load("recon", DEFAULT if auto else method, changes)
+    reconstructor(recipe)
+    return recipe, "the default for raw data" if auto else "as asked"
+
+
+def line(ready: "Prepared", run: Run) -> str:
+    """What was found and done, in one line."""
+    qc, noise = run.qc, run.noise
+    words = [f"R {qc['acceleration']:.2g}", f"sigma {noise['relative_sigma']:.3g}"]
+    weight = ready.settled.get("lambda_")
+    if weight is not None:
+        how = "given" if ready.curve is None else "withheld k-space"
+        words.append(f"lambda {weight:.3g} ({how})")
+    if qc["chi2"] is not None:
+        words.append(f"chi2 {qc['chi2']:.2f}")
+    if ready.method.needs_maps:
+        words.append(f"{ready.n_sets} map set" + ("s" if ready.n_sets > 1 else ""))
+    return f"{ready.asked.recipe.name}, " + ", ".join(words)
 
 
 def prepare(scan: KSpace, asked: Asked, machine: Machine, run: Run, tell: Progress) -> Prepared:

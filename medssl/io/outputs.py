@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from medssl.core.errors import OutputError
+from medssl.core.errors import OutputError, UsageError
 from medssl.core.image import Image
 from medssl.io import atomic, nifti, picture
-from medssl.io.write import beside, kind_of, output_name
+from medssl.io.write import NIFTI_SUFFIXES, beside, kind_of, output_name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +59,41 @@ class Outputs:
             preview=beside(target, ".preview.png") if preview else None,
             noise_map=beside(target, f"_noise{extra}") if noise_map else None,
             residual=beside(target, f"_residual{extra}") if residual else None,
+        )
+
+    @classmethod
+    def of_raw(cls, source: Path, out: Path | None, to: str, *, preview: bool) -> "Outputs":
+        """Names of all files of a reconstruction; raw data have no kind of their own.
+
+        Args:
+            source: The raw data.
+            out: What the user asked for, as for `named`.
+            to: `nii` or `dicom`.
+            preview: Draw a picture.
+
+        Raises:
+            UsageError: The name's suffix is not known.
+        """
+        stem = source.name.removesuffix(source.suffix)
+        default = source.with_name(f"{stem}_recon" + ("" if to == "dicom" else ".nii.gz"))
+        target = default if out is None else out
+        if out is not None and out.is_dir() and default.suffix:
+            target = out / default.name
+        known = (*NIFTI_SUFFIXES, *picture.SUFFIXES)
+        if to == "dicom" and target.name.lower().endswith(known):
+            raise UsageError("a DICOM series is a folder", "name a folder with -o", file=target)
+        if to != "dicom" and not target.name.lower().endswith(known):
+            raise UsageError(
+                "the output name has no suffix that is known here",
+                "end it in .nii.gz, .nii, .npy or .png, or add --to dicom",
+                file=target,
+            )
+        return cls(
+            image=target,
+            sidecar=beside(target, ".json"),
+            preview=beside(target, ".preview.png") if preview else None,
+            noise_map=None,
+            residual=None,
         )
 
     @property

@@ -54,15 +54,20 @@ class _View:
 
 
 def preview(
-    before: Image, after: NDArray[np.float32], noise_map: NoiseMap, caption: tuple[str, ...]
+    before: Image,
+    after: NDArray[np.float32],
+    noise_map: NoiseMap | None,
+    caption: tuple[str, ...],
+    names: tuple[str, str, str] = ("before", "after", "residual"),
 ) -> bytes:
     """Draw the picture.
 
     Args:
         before: The input.
         after: (C, *spatial) the result; the first channel is shown (the middle of a series).
-        noise_map: Asked for the planes that are drawn, nothing else.
+        noise_map: Asked for the planes that are drawn, nothing else; None draws none.
         caption: Lines below the panels; no names of people or files.
+        names: Of the input, the result and what lies between them.
 
     Returns:
         PNG bytes, at most `LARGEST` unless the image itself cannot be drawn smaller.
@@ -79,18 +84,19 @@ def preview(
     rows.append((views[0], dim, "lung window" if before.modality == "CT" else "low window"))
     shown = [_planes(v, volume, after[channel], noise_map) for v, _, _ in rows]
     reach = max(float(np.percentile(np.abs(p[2]), 99)) for p in shown) or 1.0
-    most = max(float(p[3].max()) for p in shown) or 1.0
+    most = max(float(p[-1].max()) for p in shown) or 1.0
+    columns = len(shown[0])
     heights = [
         min(max(p[0].shape[0] * v.aspect / p[0].shape[1], 0.3), 1.6)
         for (v, _, _), p in zip(rows, shown, strict=True)
     ]
     margin = 0.16 * len(caption) + 0.1
     tall = INCHES_PER_PANEL * sum(heights) + margin + 0.3
-    figure = Figure(figsize=(4 * INCHES_PER_PANEL, tall), facecolor="black")
+    figure = Figure(figsize=(columns * INCHES_PER_PANEL, tall), facecolor="black")
     canvas = FigureCanvasAgg(figure)
     grid = figure.add_gridspec(
         len(rows),
-        4,
+        columns,
         height_ratios=heights,
         left=0.03,
         right=0.995,
@@ -99,10 +105,11 @@ def preview(
         bottom=margin / tall,
         top=1 - 0.3 / tall,
     )
-    titles = ("before", "after", f"residual, ±{reach:.3g}", f"noise map, 0 to {1.25 * most:.3g}")
+    was, made, between = names
+    titles = (was, made, f"{between}, ±{reach:.3g}", f"noise map, 0 to {1.25 * most:.3g}")
     for r, ((view, window, name), planes) in enumerate(zip(rows, shown, strict=True)):
         windows = (window, window, (-reach, reach), (0.0, 1.25 * most))
-        for c, (plane, (bottom, top)) in enumerate(zip(planes, windows, strict=True)):
+        for c, (plane, (bottom, top)) in enumerate(zip(planes, windows, strict=False)):
             axes = figure.add_subplot(grid[r, c])
             axes.imshow(
                 plane,
@@ -205,11 +212,16 @@ def _assign(directions: NDArray[np.float64]) -> list[int]:
 
 
 def _planes(
-    view: _View, volume: NDArray[np.float32], after: NDArray[np.float32], noise_map: NoiseMap
+    view: _View,
+    volume: NDArray[np.float32],
+    after: NDArray[np.float32],
+    noise_map: NoiseMap | None,
 ) -> tuple[NDArray[np.float32], ...]:
     old, new = volume[view.part], after[view.part]
     residual = np.nan_to_num(old - new)
-    blocks = (np.nan_to_num(old), np.nan_to_num(new), residual, noise_map(view.part))
+    blocks = [np.nan_to_num(old), np.nan_to_num(new), residual]
+    if noise_map is not None:
+        blocks.append(noise_map(view.part))
     return tuple(view.turned(block) for block in blocks)
 
 
