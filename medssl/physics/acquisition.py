@@ -24,21 +24,31 @@ def model(batch: Acquired) -> Operator:
 
 
 def solved(batch: Acquired, solver: Solver) -> Tensor:
-    """Images that a solver finds; on a grid it works with the centre at index 0, which is faster.
+    """Images that a solver finds, which works with the centre at index 0: that is faster.
 
     Returns:
         (..., set, H, W) complex, centred.
     """
-    if batch.trajectory is not None:
-        operator: Operator = SenseNufft(batch.coil_maps, batch.trajectory)
-        b = operator.adjoint(batch.kspace)
-        step = 1 / power_iteration(operator.normal, b, stream(0, "largest eigenvalue"))
-        # The step makes the system one of norm 1, as on a grid; lambda keeps its meaning.
-        return solver(lambda x: step * operator.normal(x), step * b, batch.start)
-    operator = Sense(batch.coil_maps, batch.sampling).wrapped()
-    b = operator.adjoint(torch.fft.ifftshift(batch.kspace, SPATIAL))
     start = None if batch.start is None else torch.fft.ifftshift(batch.start, SPATIAL)
-    return torch.fft.fftshift(solver(operator.normal, b, start), SPATIAL)
+    if batch.trajectory is None:
+        grid = Sense(batch.coil_maps, batch.sampling).wrapped()
+        b = grid.adjoint(torch.fft.ifftshift(batch.kspace, SPATIAL))
+        return torch.fft.fftshift(solver(grid.normal, b, start), SPATIAL)
+    shots = SenseNufft(batch.coil_maps, batch.trajectory)
+    b = shots.adjoint(batch.sampling * batch.kspace)
+
+    def gram(x: Tensor) -> Tensor:
+        return shots.adjoint(batch.sampling * shots(x))
+
+    # The step makes the system one of norm 1, as it is on a grid.
+    step = 1 / power_iteration(gram, b, stream(0, "largest eigenvalue"))
+
+    def normal(x: Tensor) -> Tensor:
+        return step * torch.fft.ifftshift(gram(torch.fft.fftshift(x, SPATIAL)), SPATIAL)
+
+    return torch.fft.fftshift(
+        solver(normal, step * torch.fft.ifftshift(b, SPATIAL), start), SPATIAL
+    )
 
 
 def data_error(batch: Acquired, image: Tensor, at: Tensor | None = None) -> Tensor:

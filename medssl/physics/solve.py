@@ -1,8 +1,8 @@
 r"""Solvers for images from incomplete k-space. Every leading axis is a problem of its own.
 
 All of them minimise :math:`\tfrac12 \|A x - y\|^2` plus a term that says what images look like.
-They are given :math:`b = A^H y` and :math:`A^H A`, work on (..., set, H, W) complex images, and
-touch no k-space themselves.
+They are given :math:`b = A^H y` and :math:`A^H A`, work on (..., set, H, W) complex images whose
+centre is at index 0, and touch no k-space themselves.
 """
 
 from collections.abc import Callable
@@ -108,10 +108,8 @@ def fista_l1(
     z, t = x, 1.0
     for shift in shifts:
         v = z - normal(z) + b
-        if padded != (height, width):
-            v = torch.nn.functional.pad(v, (0, padded[1] - width, 0, padded[0] - height))
-        v = wavelet.shrink(v.roll(shift, (-2, -1)), threshold)
-        new = v.roll([-s for s in shift], (-2, -1))[..., :height, :width]
+        v = wavelet.shrink(_widened(v, padded).roll(shift, (-2, -1)), threshold)
+        new = _narrowed(v.roll([-s for s in shift], (-2, -1)), (height, width))
         t_new = (1 + (1 + 4 * t * t) ** 0.5) / 2
         z = new + (t - 1) / t_new * (new - x)
         x, t = new, t_new
@@ -160,4 +158,27 @@ def tv_admm(
         size = torch.linalg.vector_norm(v, dim=-3, keepdim=True)
         z = v * (1 - reach / size.clamp_min(torch.finfo(size.dtype).tiny)).clamp_min(0)
         u = v - z
+    return x
+
+
+def _widened(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """Zeros added at the border, which lies in the middle where the centre is at index 0."""
+    for axis, wanted in zip((-2, -1), size, strict=True):
+        n = x.shape[axis]
+        if n < wanted:
+            first, last = x.split([n - n // 2, n // 2], axis)
+            gap = x.new_zeros(
+                [wanted - n if a - x.ndim == axis else m for a, m in enumerate(x.shape)]
+            )
+            x = torch.cat([first, gap, last], axis)
+    return x
+
+
+def _narrowed(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """The inverse of `_widened`."""
+    for axis, wanted in zip((-2, -1), size, strict=True):
+        n = x.shape[axis]
+        if n > wanted:
+            first, _, last = x.split([wanted - wanted // 2, n - wanted, wanted // 2], axis)
+            x = torch.cat([first, last], axis)
     return x
