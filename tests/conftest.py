@@ -91,3 +91,46 @@ def brain() -> np.ndarray:
     rng = np.random.default_rng(0)
     noisy = np.hypot(clean + 6 * rng.standard_normal(i.shape), 6 * rng.standard_normal(i.shape))
     return noisy.astype(np.float32)
+
+
+@pytest.fixture(scope="session")
+def coils() -> Callable[..., tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+    """A generated head seen by coils: k-space (coil, H, W), image (H, W), maps (coil, H, W)."""
+
+    def make(
+        shape: tuple[int, int] = (96, 80), n_coils: int = 8, sigma: float = 0.0, seed: int = 0
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        from scipy.ndimage import gaussian_filter
+
+        from medssl.physics.fourier import to_kspace
+
+        rng = np.random.default_rng(seed)
+        y, x = np.meshgrid(*(np.linspace(-1, 1, n) for n in shape), indexing="ij")
+        image = 0.5 * ((x / 0.75) ** 2 + (y / 0.85) ** 2 < 1)
+        image = image + 0.3 * ((x / 0.68) ** 2 + (y / 0.78) ** 2 < 1)
+        for _ in range(14):
+            cx, cy = rng.uniform(-0.45, 0.45, 2)
+            rx, ry = rng.uniform(0.04, 0.2, 2)
+            image = image + rng.uniform(-0.3, 0.3) * (
+                ((x - cx) / rx) ** 2 + ((y - cy) / ry) ** 2 < 1
+            )
+        image = gaussian_filter(image, 0.8) * np.exp(1j * (0.6 * x + 0.8 * y * x))
+        maps = []
+        for k in range(n_coils):
+            angle = 2 * np.pi * k / n_coils
+            px, py = 1.3 * np.cos(angle), 1.3 * np.sin(angle)
+            reach = 1 / (1 + ((x - px) ** 2 + (y - py) ** 2) / 0.8**2)
+            maps.append(reach * np.exp(1j * (angle + 0.5 * px * x + 0.5 * py * y)))
+        stack = np.stack(maps)
+        stack = stack / np.sqrt((np.abs(stack) ** 2).sum(0))
+        kspace = to_kspace(torch.from_numpy(stack * image))
+        noise = rng.standard_normal((2, *stack.shape))
+        kspace = kspace + sigma * torch.from_numpy(noise[0] + 1j * noise[1])
+        single = torch.complex64
+        return (
+            kspace.to(single),
+            torch.from_numpy(image).to(single),
+            torch.from_numpy(stack).to(single),
+        )
+
+    return make

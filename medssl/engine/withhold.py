@@ -2,11 +2,16 @@ r"""Choices that need no truth: what a reconstruction says of samples it has not
 
 A part H of the measured points is kept aside, the rest is reconstructed, and
 
-.. math:: e = \sum_{k \in H} |F S (o \, x) - y|^2
+.. math:: e = \sum_{k \in H} \frac{1}{p(k)} |F S (o \, x) - y|^2
 
 compares, with the image set to zero outside the object o: otherwise a reconstruction would be
-rewarded for an empty background, and smoothing would look too good. Several partings, and whole
-lines where whole lines were measured.
+rewarded for an empty background, and smoothing would look too good. The density p of the pattern
+makes up for samples that crowd near DC, where the error of an image is another than elsewhere.
+Several partings, and whole lines where whole lines were measured.
+
+The sum :math:`A^H n` of the noise of m samples grows as the root of m, and the weight of a prior
+with it: what is best for the part that was used is best for all samples times the root of their
+ratio.
 """
 
 import dataclasses
@@ -22,7 +27,8 @@ from torch import Tensor
 from medssl.core.batch import Acquired
 from medssl.physics.acquisition import data_error
 from medssl.physics.fourier import to_image
-from medssl.physics.sampling import central, line_axis, withhold
+from medssl.physics.nufft import density
+from medssl.physics.sampling import Mask, central, line_axis, reach, withhold
 
 FRACTION = 0.2
 """Share of the samples kept aside."""
@@ -33,6 +39,8 @@ GRID = tuple(0.0016 * 2.0**k for k in range(6))
 """Weights that are tried first, where images are about 1."""
 FARTHEST = 8
 """Octaves that the grid may be extended to either side."""
+NEAR = 3.0
+"""Points of k-space over which its density is taken."""
 OBJECT = 0.1
 """Share of the brightest pixel of the calibration image from which on a pixel is an object."""
 
@@ -43,7 +51,7 @@ class Parted:
 
     Args:
         seen: What may be used.
-        aside: (B, 1, H, W) points that are compared.
+        aside: (B, 1, H, W) points that are compared: their weights, others 0.
         whole: All that was measured.
         inside: (B, 1, H, W) the object.
     """
@@ -98,19 +106,30 @@ def partings(whole: Acquired, inside: Tensor, seed: int) -> list[Parted]:
         count = LINE_SPLITS
     else:
         count = SPLITS if line_axis(sampling[0]) is None else LINE_SPLITS
+    weights = _weights(whole, sampling)
     made = []
     for k in range(math.ceil(count / len(sampling))):
         pairs = [
             _shots(one, seed + k) if whole.trajectory is not None else withhold(one, FRACTION, s)
             for one, s in zip(sampling, range(seed + 97 * k, seed + 97 * k + 97), strict=False)
         ]
-        seen, aside = (
-            torch.from_numpy(np.stack(part))[:, None].to(whole.sampling)
-            for part in zip(*pairs, strict=True)
-        )
-        rest = dataclasses.replace(whole, kspace=whole.kspace * seen, sampling=seen)
-        made.append(Parted(rest, aside, whole, inside[:, None]))
+        used = torch.from_numpy(np.stack([p[0] for p in pairs])[:, None]).to(whole.sampling)
+        kept = torch.from_numpy(np.stack([p[1] for p in pairs])[:, None]).to(whole.sampling)
+        rest = dataclasses.replace(whole, kspace=whole.kspace * used, sampling=used)
+        made.append(Parted(rest, kept * weights, whole, inside[:, None]))
     return made
+
+
+def _weights(whole: Acquired, sampling: Mask) -> Tensor:
+    """(B, 1, H, W) one over the density of the samples."""
+    if whole.trajectory is not None:
+        return density(whole.trajectory)[None, None]
+    found = []
+    for one in sampling:
+        near = ndimage.gaussian_filter(one.astype(np.float32), NEAR)
+        covered = ndimage.gaussian_filter(reach(one).astype(np.float32), NEAR)
+        found.append(covered / np.maximum(near, 1e-3 * covered.max()))
+    return torch.from_numpy(np.stack(found)[:, None]).to(whole.sampling)
 
 
 def mean_error(restore: Callable[[Acquired], Tensor], parted: Sequence[Parted]) -> Tensor:
@@ -121,6 +140,8 @@ def mean_error(restore: Callable[[Acquired], Tensor], parted: Sequence[Parted]) 
 
 def choose_lambda(error: Callable[[float], float], grid: Sequence[float] = GRID) -> Curve:
     """The weight with the least error, between the points of a grid that is extended as needed.
+
+    It is that for all samples, where the errors are of what was left without those kept aside.
 
     Args:
         error: Of a weight.
@@ -144,10 +165,11 @@ def choose_lambda(error: Callable[[float], float], grid: Sequence[float] = GRID)
         left, middle, right = values[k - 1 : k + 2]
         bend = left - 2 * middle + right
         octave = 0.5 * (left - right) / bend if bend > 0 else 0.0
-    return Curve(tried[k] * 2**octave, tuple(tried), tuple(values))
+    most = tried[k] * 2**octave / (1 - FRACTION) ** 0.5
+    return Curve(most, tuple(tried), tuple(values))
 
 
-def _shots(sampling: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def _shots(sampling: Mask, seed: int) -> tuple[Mask, Mask]:
     """Part whole shots (shot, sample)."""
     rng = np.random.default_rng(seed)
     aside = np.zeros_like(sampling)

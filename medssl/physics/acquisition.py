@@ -51,16 +51,14 @@ def solved(batch: Acquired, solver: Solver) -> Tensor:
     )
 
 
-def data_error(batch: Acquired, image: Tensor, at: Tensor | None = None) -> Tensor:
+def data_error(batch: Acquired, image: Tensor, weights: Tensor | None = None) -> Tensor:
     """(...) sum of squares of what the images leave unexplained of the measured samples.
 
     Args:
         batch: What was measured.
         image: (..., set, H, W).
-        at: (..., 1, H, W) points that count; None means all that were measured.
+        weights: (..., 1, H, W) of the points; None means 1 for all that were measured.
     """
-    if at is not None:
-        missed = at * (Sense(batch.coil_maps, at)(image) - batch.kspace)
-    else:
-        missed = batch.sampling * (model(batch)(image) - batch.kspace)
-    return torch.view_as_real(missed).square().sum((-4, -3, -2, -1))
+    missed = torch.view_as_real(model(batch)(image) - batch.kspace).square().sum(-1)
+    each = batch.sampling if weights is None else weights
+    return (each * missed).sum((-3, -2, -1))
