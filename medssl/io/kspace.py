@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from medssl.core.errors import InputError, MedsslError, UsageError, naming
 from medssl.core.kspace import KSpace
-from medssl.io import arrays, cfl, fastmri, hdf5, mrd, read, trajectory
+from medssl.io import arrays, cfl, fastmri, hdf5, mrd, read, trajectory, twix
 from medssl.io.arrays import Axes
 from medssl.io.limits import Limits
 from medssl.io.raw_geometry import place
@@ -65,6 +65,8 @@ def read_kspace(
                 )
             found = arrays.read_npy(path)
             return _from_array(found, (), path, axes, frame, trajectory, limits)
+        if kind == "twix":
+            return _from_readouts(path, *twix.read(path, frame, limits))
         return _from_hdf5(path, frame, limits)
 
 
@@ -92,6 +94,8 @@ def kind_of(path: Path) -> str:
             return "npy"
         if head.startswith(read.HDF5_MAGIC):
             return "hdf5"
+        if twix.is_twix(head, path.stat().st_size):
+            return "twix"
     try:
         read.kind_of(path)
     except InputError as error:
