@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from medssl.core.errors import InputError, MedsslError, UsageError, naming
+from medssl.core.errors import InputError, UsageError, naming
 from medssl.core.kspace import KSpace
 from medssl.io import arrays, cfl, fastmri, hdf5, mrd, read, trajectory, twix
 from medssl.io.arrays import Axes
@@ -71,12 +71,15 @@ def read_kspace(
 
 
 def is_raw(path: Path) -> bool:
-    """Whether a path names raw data, without a word about what else it may be."""
+    """Whether a path names raw data, damaged ones and half of a pair included."""
     try:
         if cfl.pair(path) is not None:
             return True
+    except InputError:
+        return True
+    try:
         kind = kind_of(path)
-    except MedsslError:
+    except InputError:
         return False
     return kind != "npy" or _is_complex_npy(path)
 
@@ -142,7 +145,7 @@ def _from_array(
         limits.check_pixels(data.size * 8)
         data = data.astype(np.complex64)
     if where is not None or "shot" in rest:
-        return _from_shots(data, rest, path, where)
+        return _from_shots(data, rest, path, where, arrays.frames(array, named))
     encoded = tuple(name != "slice" for name in rest)
     sampling = examine(data, encoded, [_axis(data, a, n) for a, n in enumerate(rest)])
     placed = place(data.shape[1:], (1.0,) * len(rest), None, stacked="slice" in rest)
@@ -151,6 +154,7 @@ def _from_array(
         placed.geometry,
         sampling,
         encoded=encoded,
+        frames=arrays.frames(array, named),
         name=path.name,
         warnings=placed.warnings,
     )
@@ -161,7 +165,7 @@ def _axis(data: NDArray[np.complex64], axis: int, name: str) -> str:
 
 
 def _from_shots(
-    data: NDArray[np.complex64], rest: Axes, path: Path, where: str | Path | None
+    data: NDArray[np.complex64], rest: Axes, path: Path, where: str | Path | None, frames: int
 ) -> KSpace:
     """Samples along shots: a file of BART lists samples first."""
     if where is None:
@@ -195,6 +199,7 @@ def _from_shots(
         sampling,
         trajectory=path_in_k,
         oversampling=oversampling,
+        frames=frames,
         name=path.name,
         warnings=(*placed.warnings, *warnings),
     )
@@ -223,6 +228,7 @@ def _from_readouts(path: Path, raw: Raw, noise: NDArray[np.complex64] | None) ->
         oversampling=raw.oversampling,
         nominal=raw.placed.nominal,
         stated_acceleration=raw.acceleration,
+        frames=raw.frames,
         name=path.name,
         warnings=raw.warnings,
     )

@@ -70,7 +70,8 @@ def read(
     first = heads["encoding_space_ref"] == 0
     if not (first & ~not_image).any():
         raise InputError("holds no imaging acquisitions", COPY_AGAIN)
-    readouts = everything.select(first & ~not_image).of_frame(frame)
+    imaging = everything.select(first & ~not_image)
+    readouts = imaging.of_frame(frame)
     phase_scan = everything.select(first & _has(heads, PHASE))
     raw = arrange(
         readouts,
@@ -78,6 +79,7 @@ def read(
         _placement(heads, readouts),
         limits,
         phase_scan if len(phase_scan) else None,
+        imaging.frames,
     )
     noise = None
     if len(noise_scan):

@@ -67,6 +67,11 @@ class Readouts:
         """(coil, sample) of the i-th."""
         return self.load(int(self.at[i]))
 
+    @property
+    def frames(self) -> int:
+        """How many frames they are of."""
+        return len(np.unique(self.frame, axis=0))
+
     def of_frame(self, frame: int | None) -> "Readouts":
         """Those of one frame, numbered in the order of their counters.
 
@@ -123,6 +128,7 @@ class Raw:
     oversampling: float
     acceleration: float | None
     averages: int
+    frames: int
     warnings: tuple[str, ...]
 
 
@@ -154,6 +160,7 @@ def arrange(
     placement: Placement | None,
     limits: Limits,
     phase_scan: Readouts | None = None,
+    frames: int = 1,
 ) -> Raw:
     """K-space of one frame, and where its image lies.
 
@@ -164,6 +171,7 @@ def arrange(
         limits: What may be allocated.
         phase_scan: Lines without phase encoding, in both directions, that tell how odd and even
             lines of an echo train differ.
+        frames: How many there are to choose from.
 
     Raises:
         InputError: The readouts make no image.
@@ -199,6 +207,7 @@ def arrange(
         layout.full / layout.shape[1],
         protocol.acceleration,
         averages,
+        frames,
         tuple(warnings),
     )
 

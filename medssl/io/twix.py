@@ -110,7 +110,8 @@ def read(path: Path, frame: int | None, limits: Limits) -> tuple[Raw, NDArray[np
             image &= ~extra
         if not image.any():
             raise InputError("its last measurement holds no image lines", COPY_AGAIN)
-        readouts = last.readouts.select(image).of_frame(frame)
+        imaging = last.readouts.select(image)
+        readouts = imaging.of_frame(frame)
         phase_scan = last.readouts.select(
             last.has("PHASCOR") & ~last.has("PATREFSCAN") & ~last.has("noname60")
         )
@@ -120,6 +121,7 @@ def read(path: Path, frame: int | None, limits: Limits) -> tuple[Raw, NDArray[np
             _placement(last, readouts),
             limits,
             phase_scan if len(phase_scan) else None,
+            imaging.frames,
         )
         noise, said = None, ""
         scans = [(m, m.readouts.select(m.has("NOISEADJSCAN"))) for m in (*earlier, last)]
