@@ -213,7 +213,7 @@ def _from_hdf5(path: Path, frame: int | None, limits: Limits) -> KSpace:
         group = mrd.group_of(file)
         if group is not None:
             return _from_readouts(path, *mrd.read(group, frame, limits))
-    raise InputError("is HDF5 without k-space that is known here", KNOWN)
+    raise InputError("is HDF5 without k-space that is known here", f"{CONVERT} (GE, Philips, ...)")
 
 
 def _from_readouts(path: Path, raw: Raw, noise: NDArray[np.complex64] | None) -> KSpace:

@@ -180,10 +180,10 @@ def _protocol(header: Header, readouts: Readouts) -> Protocol:
     oversampling = min(max(1.0 / shares[0], 1.0), 16.0)
     if header.encoded_fov is None and x and header.recon is not None:
         oversampling = x / header.recon[0] if x % header.recon[0] == 0 else 1.0
-    volume = bool(z and z > 1) or bool(np.ptp(readouts.partition))
+    volume = bool(np.ptp(readouts.partition))
     return Protocol(
         lines=y,
-        partitions=(z if z and z > 1 else int(readouts.partition.max()) + 1) if volume else None,
+        partitions=(z or int(readouts.partition.max()) + 1) if volume else None,
         centre_line=header.centres[0],
         centre_partition=header.centres[1],
         columns=None if x is None else round(x / oversampling),

@@ -4,6 +4,7 @@ Nothing else is taken over: what that series says of its acquisition is not true
 """
 
 import hashlib
+from dataclasses import replace
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -14,7 +15,7 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import UID, ExplicitVRLittleEndian, MRImageStorage
 
 from medssl.core.errors import InputError, UsageError
-from medssl.core.geometry import LPS_TO_RAS
+from medssl.core.geometry import LPS_TO_RAS, Geometry
 from medssl.core.image import Image
 from medssl.io import atomic
 from medssl.io.derived import IMPLEMENTATION_UID, file_bytes, fresh_uid, reopened
@@ -42,6 +43,13 @@ STUDY = (
     "PatientWeight",
     "PatientSize",
 )
+DISPLAYED = (
+    ((0.0, 1.0, 0.0), (0.0, 0.0, -1.0)),
+    ((1.0, 0.0, 0.0), (0.0, 0.0, -1.0)),
+    ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0)),
+)
+"""Where the columns and the rows of a sagittal, a coronal and an axial slice run, in LPS. Viewers
+show pixels as they are stored."""
 LARGEST = 2**16 - 1
 SERIES_NUMBER_OFFSET = 1000
 NOMINAL = "Orientation and position are nominal: the raw data do not say them."
@@ -54,7 +62,8 @@ def write(
 
     Args:
         target: The folder.
-        image: (1, row, column[, slice]) magnitude.
+        image: (1, ky, kx[, slice or kz]) magnitude; where its place is known, its planes are
+            turned as people read them.
         like: A DICOM series of the same patient and study.
         sentence: How the image was made, for DerivationDescription.
         overwrite: Replace an existing folder.
@@ -68,6 +77,7 @@ def write(
         raise UsageError("there are no DICOM headers to take", "name a DICOM series with --like")
     if image.data.shape[0] != 1:
         raise UsageError("only a single volume can be written as this series", "use --to nii")
+    image = image if image.nominal else displayed(image)
     planes = image.data[0] if image.data.ndim == 4 else image.data[0][..., None]
     top = float(planes.max(initial=0.0))
     slope = float(f"{top / LARGEST:.10g}") if top > 0 else 1.0
@@ -83,6 +93,31 @@ def write(
             (folder / f"IM{index + 1:04d}.dcm").write_bytes(content)
     n = planes.shape[2]
     return Written(target, "dicom", n, image.data.size, 0, digest.hexdigest())
+
+
+def displayed(image: Image) -> Image:
+    """The same voxels in the same places, in-plane axes in the order and sense that people read.
+
+    Raw data come in the order of the gradients: upside down as often as not.
+    """
+    affine = image.geometry.affine
+    lps = LPS_TO_RAS @ affine
+    directions = lps[:3, :3] / np.linalg.norm(lps[:3, :3], axis=0)
+    normal = np.cross(directions[:, 0], directions[:, 1])
+    along, down = np.array(DISPLAYED[int(np.argmax(np.abs(normal)))])
+    straight = np.abs(down @ directions[:, 0]) + np.abs(along @ directions[:, 1])
+    crossed = np.abs(down @ directions[:, 1]) + np.abs(along @ directions[:, 0])
+    order = (1, 0) if crossed > straight + 1e-6 else (0, 1)
+    data = image.data if order == (0, 1) else image.data.swapaxes(1, 2)
+    turn = np.eye(4)
+    for axis, wanted in enumerate((down, along)):
+        turn[:, axis] = 0.0
+        backwards = wanted @ directions[:, order[axis]] < 0
+        turn[order[axis], axis] = -1.0 if backwards else 1.0
+        if backwards:
+            turn[order[axis], 3] = data.shape[1 + axis] - 1
+            data = np.flip(data, 1 + axis)
+    return replace(image, data=data, geometry=Geometry(data.shape[1:], affine @ turn))
 
 
 def _common(image: Image, origin: SeriesOrigin, sentence: str, slope: float) -> Dataset:
@@ -141,7 +176,7 @@ def _common(image: Image, origin: SeriesOrigin, sentence: str, slope: float) -> 
 
 
 def _instance(common: Dataset, image: Image, stored: NDArray[np.uint16], index: int) -> Dataset:
-    """One slice: rows are the first axis of the image, columns the second."""
+    """One slice: the first axis of the image counts rows, the second columns."""
     result = Dataset()
     result.update(common)
     lps = LPS_TO_RAS @ image.geometry.affine  # its own inverse

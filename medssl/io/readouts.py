@@ -178,6 +178,9 @@ def arrange(
         MemoryLimitError: It does not fit.
     """
     layout, contradictions = _layout(readouts, protocol)
+    if phase_scan is not None:
+        own = (phase_scan.frame == readouts.frame[0]).all(1)
+        phase_scan = phase_scan.select(own) if own.any() else phase_scan
     thirds = layout.shape[2]
     stacked = layout.slices is not None
     spacing = [size / n for size, n in zip(protocol.fov, (*layout.shape[:2], thirds), strict=True)]

@@ -31,9 +31,18 @@ DMA_LENGTH = 2**25 - 1
 """Bits of the first word of a readout that say its length."""
 SHARED_REFERENCE = 2
 """ucRefScanMode of calibration lines that belong to the image; others are scans of their own."""
-VOLUME = 4
-"""ucDimension of a slab."""
-NO_IMAGE = ("RTFEEDBACK", "HPFEEDBACK", "REFPHASESTABSCAN", "PHASESTABSCAN", "noname60")
+CARTESIAN = 1
+"""ucTrajectory of lines on a grid, echo trains included."""
+NO_IMAGE = (
+    "RTFEEDBACK",
+    "HPFEEDBACK",
+    "REFPHASESTABSCAN",
+    "PHASESTABSCAN",
+    "RETRO_DUMMYSCAN",
+    "B1_CONTROLLOOP",
+    "MDH_VOP",
+    "noname60",
+)
 FLAGS = (
     "ACQEND",
     "SYNCDATA",
@@ -100,6 +109,7 @@ def read(path: Path, frame: int | None, limits: Limits) -> tuple[Raw, NDArray[np
     """
     with path.open("rb") as handle, mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ) as file:
         *earlier, last = _measurements(file, path.name)
+        _refuse_kind(last.protocol)
         own = last.has("NOISEADJSCAN")
         image = ~own & ~last.has("PHASCOR", *NO_IMAGE)
         warnings: list[str] = []
@@ -132,6 +142,26 @@ def read(path: Path, frame: int | None, limits: Limits) -> tuple[Raw, NDArray[np
                 noise, said = noise_samples(scan, len(raw.data), scale)
         warnings += [said] if said and noise is None else []
         return dataclasses.replace(raw, warnings=(*raw.warnings, *warnings)), noise
+
+
+def _refuse_kind(known: twix_header.Protocol) -> None:
+    """Scans whose readouts are no lines of one slice.
+
+    Raises:
+        InputError: Naming what it is.
+    """
+    trajectory = known.number("sKSpace.ucTrajectory", CARTESIAN)
+    if trajectory != CARTESIAN:
+        raise InputError(
+            f"its trajectory (ucTrajectory {trajectory:g}) is not Cartesian",
+            "convert it to .cfl or .npy and give --trajectory FILE",
+        )
+    bands = known.number("sSliceAcceleration.lMultiBandFactor", 1)
+    if bands > 1:
+        raise InputError(
+            f"{bands:g} slices were measured at once, which cannot be told apart here",
+            "take the scanner's own reconstruction",
+        )
 
 
 def _formats(name: str) -> tuple[_Format, _Format]:
@@ -265,7 +295,6 @@ def _protocol(measurement: _Measurement, readouts: Readouts) -> Protocol:
     slice_more = max(known.number("sKSpace.dSliceOversamplingForDialog"), 0.0)
     partitions = int(known.number("sKSpace.lPartitions"))
     volume = bool(np.ptp(readouts.partition))
-    volume |= known.number("sKSpace.ucDimension") == VOLUME and partitions > 1
     return Protocol(
         lines=lines or None,
         partitions=(partitions or int(readouts.partition.max()) + 1) if volume else None,

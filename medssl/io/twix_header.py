@@ -13,7 +13,7 @@ COPY_AGAIN = "export the raw data again"
 ASSIGNMENT = re.compile(r"^([\w.\[\]]+)[ \t]*=[ \t]*(\S+)", re.MULTILINE)
 PARAMETER = re.compile(r'<Param(?:Long|Double)\."(\w+)">\s*{([^{}]*)}')
 PRECISION = re.compile(r"<Precision>\s*\d+")
-WANTED = ("sSliceArray.", "sKSpace.", "sPat.", "sRXSPEC.alDwellTime")
+WANTED = ("sSliceArray.", "sKSpace.", "sPat.", "sSliceAcceleration.", "sRXSPEC.alDwellTime")
 RAMP = (
     "alRegridRampupTime",
     "alRegridFlattopTime",

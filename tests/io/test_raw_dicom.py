@@ -1,4 +1,4 @@
-"""What a reconstruction becomes on disk: NIfTI and DICOM say the same place, or that none is known."""
+"""A reconstruction on disk: NIfTI and DICOM say the same place, or that none is known."""
 
 import nibabel as nib
 import numpy as np
@@ -12,6 +12,7 @@ from medssl.io import raw_dicom
 from medssl.io.example_series import ct_series
 from medssl.io.raw_geometry import Placement, place
 from medssl.io.read import read
+from medssl.io.twix import in_plane
 from medssl.io.write import write
 
 RNG = np.random.default_rng(0)
@@ -52,9 +53,12 @@ def like(tmp_path):
 
 
 @pytest.mark.parametrize("shape", [(12, 18), (12, 18, 4)])
+@pytest.mark.parametrize(
+    "angles", [(0.3, -0.2, 0.5), (0.2, 0.1, 1.4), (1.5, 0.1, 0.2), (0.1, 1.5, -3.0), (3.0, 0, 0)]
+)
 @pytest.mark.parametrize("flip", [False, True])
-def test_nifti_and_dicom_agree_on_every_voxel(tmp_path, like, shape, flip):
-    image = reconstruction(shape, flip=flip)
+def test_nifti_and_dicom_agree_on_every_voxel(tmp_path, like, shape, flip, angles):
+    image = reconstruction(shape, flip=flip, angles=angles)
     write(tmp_path / "a.nii.gz", image)
     loaded = nib.load(tmp_path / "a.nii.gz")
     assert np.allclose(loaded.affine, image.geometry.affine, atol=1e-5)
@@ -67,22 +71,38 @@ def test_nifti_and_dicom_agree_on_every_voxel(tmp_path, like, shape, flip):
         x, y = np.array(scan.ImageOrientationPatient, float).reshape(2, 3)
         dy, dx = map(float, scan.PixelSpacing)
         first = np.array(scan.ImagePositionPatient, float)
-        assert (scan.Rows, scan.Columns) == shape[:2]
-        for row, column in ((0, 0), (7, 0), (3, 11)):
-            lps = first + column * dx * x + row * dy * y
-            ras = loaded.affine @ [row, column, k, 1]
-            assert np.allclose(lps * [-1, -1, 1], ras[:3], atol=1e-4)
-        expected = image.data[0] if len(shape) == 2 else image.data[0, ..., k]
+        rows, columns = np.indices((scan.Rows, scan.Columns))
+        lps = first + columns[..., None] * dx * x + rows[..., None] * dy * y
+        index = nib.affines.apply_affine(np.linalg.inv(image.geometry.affine), lps * [-1, -1, 1])
+        i, j, at = np.moveaxis(np.rint(index).astype(int), -1, 0)
+        assert np.abs(index - np.rint(index)).max() < 1e-3
+        assert (at == k).all()
+        planes = image.data[0].reshape(*shape[:2], -1)
         values = scan.pixel_array * float(scan.RescaleSlope)
-        assert np.allclose(values, expected, atol=image.data.max() / 60000)
+        assert np.allclose(values, planes[i, j, at], atol=image.data.max() / 60000)
         assert float(scan.SliceThickness) == pytest.approx(4.5)
+
+
+@pytest.mark.parametrize(
+    ("normal", "along", "down"),
+    [((0, 0, 1), "L", "P"), ((0, 1, 0), "L", "I"), ((1, 0, 0), "P", "I")],
+)
+@pytest.mark.parametrize("turn", [0.1, 1.6, 3.2, 4.7])
+def test_planes_are_shown_as_people_read_them(normal, along, down, turn):
+    phase, read_dir = in_plane(np.array(normal, float), turn)
+    placement = Placement(
+        phase=phase, read=read_dir, normal=np.array(normal, float), centres=np.zeros((1, 3))
+    )
+    made = place((6, 8), (1, 1), placement, stacked=False, thickness=3)
+    shown = raw_dicom.displayed(Image(np.zeros((1, 6, 8), np.float32), made.geometry))
+    assert shown.geometry.orientation[:2] == down + along
 
 
 def test_the_patient_is_taken_and_the_acquisition_is_not(tmp_path, like):
     image = reconstruction((12, 18, 3))
     raw_dicom.write(tmp_path / "d", image, like, sentence="Reconstructed by l1")
     scans = [pydicom.dcmread(p) for p in sorted((tmp_path / "d").iterdir())]
-    source = pydicom.dcmread(sorted((tmp_path / "like").iterdir())[0])
+    source = pydicom.dcmread(min((tmp_path / "like").iterdir()))
     for scan in scans:
         assert str(scan.PatientName) == "Müller^Änne"
         assert scan.StudyInstanceUID == source.StudyInstanceUID
@@ -108,7 +128,7 @@ def test_a_nominal_place_is_not_claimed(tmp_path, like):
     assert np.allclose(header["pixdim"][1:4], (2, 1.5, 4.5))
     raw_dicom.write(tmp_path / "d", image, like, sentence="x")
     scan = pydicom.dcmread(next((tmp_path / "d").iterdir()))
-    source = pydicom.dcmread(sorted((tmp_path / "like").iterdir())[0])
+    source = pydicom.dcmread(min((tmp_path / "like").iterdir()))
     assert scan.FrameOfReferenceUID != source.get("FrameOfReferenceUID")
     assert "nominal" in scan.ImageComments
 
@@ -154,6 +174,7 @@ def test_a_spacing_that_is_none_becomes_one(spacing):
 def test_a_reconstruction_becomes_a_series_of_the_patient(tmp_path, like, medssl, coil_kspace):
     np.save(tmp_path / "k.npy", coil_kspace((32, 40), 4))
     words = ("--axes", "coil,ky,kx", "--to", "dicom", "-o", tmp_path / "out", "-q")
+    words += ("--method", "zero-filled")
     code, _, err = medssl("recon", tmp_path / "k.npy", *words)
     assert code == 2
     assert "--like" in err
