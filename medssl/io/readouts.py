@@ -19,6 +19,10 @@ WIDEST_GAP = 32
 """Lines between neighbours, beyond the matrix of the header, that are still undersampling."""
 MOST_SPARSE = 64
 """Grid lines per measured line; no scan is undersampled that far, damaged counters are."""
+FEWEST_SHARE = 8
+"""Times fewer lines of one slice than of another that are still a scan."""
+LONGER = 2
+"""Times longer than others that a readout can be."""
 MOST_NOISE = 2**17
 """Samples per coil of a noise scan that are kept; a covariance needs no more."""
 FRAME_WORDS = ("echo", "repetition", "phase", "set")
@@ -223,6 +227,8 @@ def _layout(readouts: Readouts, protocol: Protocol) -> tuple[Layout, list[str]]:
         raise InputError(
             f"holds {len(np.unique(readouts.slice_))} slabs", "export the slabs one by one"
         )
+    _refuse_strays(readouts.slice_, "slice", 1 / FEWEST_SHARE)
+    _refuse_strays(readouts.partition, "partition", 0.0)
     rows, line_shift, odd = _axis(readouts.line, protocol.lines, protocol.centre_line, "line")
     contradictions += odd
     thirds, partition_shift, slices = 1, -int(readouts.partition.min()), None
@@ -259,6 +265,23 @@ def _layout(readouts: Readouts, protocol: Protocol) -> tuple[Layout, list[str]]:
         full=full,
         regrid=regrid,
     ), contradictions
+
+
+def _refuse_strays(counters: NDArray[np.int64], what: str, share: float) -> None:
+    """A counter that few readouts have is damaged, not a slice or a partition of its own.
+
+    Slices are measured alike; the outer partitions of an ellipse hold few lines, but most lines
+    of a volume are not in one partition.
+    """
+    values, counts = np.unique(counters, return_counts=True)
+    fewest, most = int(counts.min()), int(counts.max())
+    lone = fewest < share * most or (share == 0 and 2 * most > len(counters) and len(counts) > 2)
+    if len(counts) > 1 and lone:
+        raise InputError(
+            f"{what} counter {int(values[int(np.argmin(counts))])} has {fewest} lines, another "
+            f"{what} {most}",
+            "export the raw data again",
+        )
 
 
 def _axis(
@@ -318,7 +341,7 @@ def full_length(readouts: Readouts) -> int:
     """Samples of a whole readout: twice the longer side of the echo.
 
     Raises:
-        InputError: A centre lies outside its readout.
+        InputError: A centre lies outside its readout, or one readout is far longer than others.
     """
     before = readouts.centre - readouts.first
     after = readouts.stop - readouts.centre
@@ -328,6 +351,14 @@ def full_length(readouts: Readouts) -> int:
         raise InputError(
             f"the centre column {int(readouts.centre[i])} of line {int(readouts.line[i])} lies "
             "outside its readout",
+            "export the raw data again",
+        )
+    usual = int(np.median(readouts.stop))
+    far = int(np.argmax(readouts.stop))
+    if readouts.stop[far] > LONGER * usual:
+        raise InputError(
+            f"line {int(readouts.line[far])} claims {int(readouts.stop[far])} samples, others "
+            f"{usual}",
             "export the raw data again",
         )
     return int(2 * max(before.max(), after.max()))
@@ -381,7 +412,8 @@ def assemble(
             slope = turns.get(int(readouts.slice_[i]), next(iter(turns.values())))
             samples = _turned(samples, *slope)
         at = third[i], row[i]
-        data[:, at[0], at[1]] += samples
+        with np.errstate(all="ignore"):  # what is not finite is told later, with its coil
+            data[:, at[0], at[1]] += samples
         sampling[at] |= seen
         count[at] += 1
     if count.max() > 1:
