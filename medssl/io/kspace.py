@@ -217,12 +217,17 @@ def _from_hdf5(path: Path, frame: int | None, limits: Limits) -> KSpace:
 
 
 def _from_readouts(path: Path, raw: Raw, noise: NDArray[np.complex64] | None) -> KSpace:
-    names = ("ky", "kx", "kz")[: len(raw.encoded)]
+    if raw.trajectory is None:
+        names = ("ky", "kx", "kz")[: len(raw.encoded)]
+        sampling = examine(raw.data, raw.encoded, names, raw.sampling)
+    else:
+        sampling = examine(raw.data, (False, False), arrays.SHOTS, raw.sampling)
     return KSpace(
         raw.data,
         raw.placed.geometry,
-        examine(raw.data, raw.encoded, names, raw.sampling),
+        sampling,
         encoded=raw.encoded,
+        trajectory=raw.trajectory,
         matrix=raw.matrix,
         noise=noise,
         oversampling=raw.oversampling,

@@ -124,7 +124,7 @@ class Raw:
     """One frame on its grid, slices in the order of the grid."""
 
     data: NDArray[np.complex64]
-    """(coil, ky, kx) or (coil, ky, kx, slice or kz)."""
+    """(coil, ky, kx) or (coil, ky, kx, slice or kz); (coil, shot, sample) with a trajectory."""
     sampling: NDArray[np.bool_]
     encoded: tuple[bool, ...]
     placed: Placed
@@ -134,6 +134,7 @@ class Raw:
     averages: int
     frames: int
     warnings: tuple[str, ...]
+    trajectory: NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
