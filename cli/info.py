@@ -1,25 +1,38 @@
 """`medssl info`: what a file or a folder holds."""
 
 import json
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
 from ._options import Json, Scan, Series
 
 
-def info(scan: Scan, series: Series = None, as_json: Json = False) -> None:
+def info(
+    scan: Scan,
+    series: Series = None,
+    axes: Annotated[
+        str | None, typer.Option(help="Axes of raw data in an array file, as in coil,ky,kx.")
+    ] = None,
+    trajectory: Annotated[
+        str | None, typer.Option(help="Of raw data: radial-360, radial-180, or a file.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
     """Show a scan and check that it is whole, list the series of a folder, or what a run holds."""
     from medssl import api
 
-    found = api.info(scan, series)
+    found = api.info(scan, series, axes=axes, trajectory=trajectory)
     if as_json:
         typer.echo(json.dumps(found, indent=2))
     elif "series" in found:
         _table(found["series"])
+    elif "run" in found:
+        typer.echo("\n".join(_run_lines(found["run"])))
+    elif "kspace" in found:
+        typer.echo("\n".join(_raw_lines(found["kspace"])))
     else:
-        lines = _run_lines(found["run"]) if "run" in found else _lines(found["image"])
-        typer.echo("\n".join(lines))
+        typer.echo("\n".join(_lines(found["image"])))
 
 
 def _table(rows: list[dict[str, Any]]) -> None:
@@ -48,6 +61,33 @@ def _lines(facts: dict[str, Any]) -> list[str]:
         f"modality     {facts['modality'] or 'not said'}",
         f"stored       {facts['stored']}, {scale}"
         + (", varies by slice" if facts["scaling_varies"] else ""),
+    ]
+    return lines + [f"warning      {w}" for w in facts["warnings"]]
+
+
+def _raw_lines(facts: dict[str, Any]) -> list[str]:
+    """Raw data: what was measured, by how many coils, and where it lies."""
+
+    def times(numbers: list[float]) -> str:
+        return " x ".join(f"{n:g}" for n in numbers)
+
+    if facts["shots"] is not None:
+        measured = f"{facts['shots']} shots of {facts['samples_per_shot']} samples"
+    else:
+        stated = facts["acceleration_in_header"]
+        said = f", {stated:g} in the header" if stated is not None else ""
+        measured = f"R {facts['acceleration']:.3g}{said}"
+    grid = "" if facts["grid"] == facts["matrix"] else f", cut from {times(facts['grid'])}"
+    lines = [
+        f"coils        {facts['coils']}",
+        f"matrix       {times(facts['matrix'])}{grid}",
+        f"spacing      {times(facts['spacing_mm'])} mm",
+        f"view         {times(facts['field_of_view_mm'])} mm",
+        f"measured     {measured}",
+        f"oversampling {facts['readout_oversampling']:g} along the readout",
+        f"noise scan   {'yes' if facts['noise_scan'] else 'no'}",
+        f"frames       {facts['frames']}",
+        f"geometry     {facts['geometry']}",
     ]
     return lines + [f"warning      {w}" for w in facts["warnings"]]
 

@@ -26,17 +26,17 @@ from medssl.engine.restore import Prepared, Progress, Request, prepare, restore
 from medssl.engine.train import train as train_on
 from medssl.engine.wanted import Wanted
 from medssl.engine.weights import Trained as Weights
-from medssl.io import atomic, coil_arrays, journal, sidecar
+from medssl.io import atomic, coil_arrays, journal, raw_dicom, sidecar
 from medssl.io import memory as in_memory
 from medssl.io.derived import Derivation, derived_datasets
 from medssl.io.folder import find_scans
 from medssl.io.gradients import read_b_values
-from medssl.io.kspace import read_kspace
+from medssl.io.kspace import is_raw, read_kspace
 from medssl.io.limits import Limits
 from medssl.io.outputs import Outputs
 from medssl.io.read import kind_of, read
 from medssl.io.run_folder import RunFolder
-from medssl.io.series import Series, list_series, read_datasets
+from medssl.io.series import Series, SeriesOrigin, list_series, read_datasets
 from medssl.io.write import Written, refuse_other_grid, write
 from medssl.physics.noise_level import NoiseEstimate
 from medssl.report.loss_curve import loss_curve as draw_losses
@@ -407,7 +407,7 @@ def recon(
     run = Run("recon", seed=seed)
     limits = Limits(memory=where.memory)
     template = None if like is None else read(like, None, limits)
-    if to == "dicom" and template is None:
+    if to == "dicom" and (template is None or not isinstance(template.origin, SeriesOrigin)):
         raise UsageError("a DICOM series needs a patient", "name a series of the scan with --like")
     outputs = None
     if isinstance(x, (str, Path)):
@@ -438,6 +438,7 @@ def recon(
         data=made.image[None],
         geometry=scan.wanted,
         modality="MR",
+        nominal=scan.nominal,
         name=scan.name,
         warnings=tuple(run.warnings),
     )
@@ -448,7 +449,17 @@ def recon(
     tell("write", 0, 1)
     atomic.remove(outputs.sidecar)
     with run.stage("write"):
-        written = write(outputs.image, image, overwrite=overwrite)
+        if to == "dicom" and template is not None:
+            sentence = f"Reconstructed from raw data: medssl {version('medssl')} {recipe.name}"
+            written = raw_dicom.write(
+                outputs.image,
+                image,
+                template,
+                sentence=f"{sentence}; research use only",
+                overwrite=overwrite,
+            )
+        else:
+            written = write(outputs.image, image, overwrite=overwrite)
         if outputs.preview is not None:
             before = image.with_data(made.zero_filled[None])
             caption = (line, "Research use only. Not a medical device.")
@@ -461,15 +472,24 @@ def recon(
     return Reconstruction(image, made.zero_filled, run.qc, record, line, outputs.all)
 
 
-def info(path: str | Path, series: str | None = None) -> dict[str, Any]:
+def info(
+    path: str | Path,
+    series: str | None = None,
+    *,
+    axes: str | None = None,
+    trajectory: str | Path | None = None,
+) -> dict[str, Any]:
     """What a file or a folder holds, as plain values without identifiers.
 
     Args:
-        path: A scan, a folder of DICOM series, or the folder of a training.
+        path: A scan, raw data, a folder of DICOM series, or the folder of a training.
         series: One of the series, by number, UID or description.
+        axes: Names of the axes of raw data that are an array, as for `recon`.
+        trajectory: Where the samples of raw data lie off the grid, as for `recon`.
 
     Returns:
-        `{"series": [...]}` for DICOM, `{"run": {...}}` for a training, else `{"image": {...}}`.
+        `{"series": [...]}` for DICOM, `{"run": {...}}` for a training, `{"kspace": {...}}` for raw
+        data, else `{"image": {...}}`.
 
     Raises:
         InputError: Nothing readable, or damaged.
@@ -479,6 +499,10 @@ def info(path: str | Path, series: str | None = None) -> dict[str, Any]:
     with naming(path):
         if RunFolder(path).begun:
             return {"run": _run_facts(RunFolder(path))}
+        if is_raw(path):
+            return {
+                "kspace": _raw_facts(read_kspace(path, axes=axes, frame=0, trajectory=trajectory))
+            }
         if kind_of(path) == "dicom" and series is None:
             return {"series": [_series_facts(s) for s in list_series(path)]}
         return {"image": _image_facts(read(path, series))}
@@ -658,6 +682,32 @@ def _series_facts(series: Series) -> dict[str, Any]:
         "spacing_mm": [round(v, 4) for v in series.spacing],
         "images": series.count,
         "refused": series.refusal,
+    }
+
+
+def _raw_facts(scan: KSpace) -> dict[str, Any]:
+    grid = scan.geometry
+    shots = None if scan.trajectory is None else scan.data.shape[1:]
+    return {
+        "coils": scan.n_coils,
+        "matrix": list(scan.wanted.shape),
+        "grid": list(grid.shape),
+        "encoded": list(scan.encoded),
+        "spacing_mm": [float(f"{s:.6g}") for s in grid.spacing],
+        "field_of_view_mm": [
+            float(f"{s * n:.6g}")
+            for s, n in zip(scan.wanted.spacing, scan.wanted.shape, strict=True)
+        ],
+        "shots": None if shots is None else shots[0],
+        "samples_per_shot": None if shots is None else shots[1],
+        "acceleration": float(f"{scan.acceleration:.4g}") if shots is None else None,
+        "acceleration_in_header": scan.stated_acceleration,
+        "readout_oversampling": scan.oversampling,
+        "noise_scan": scan.noise is not None,
+        "frames": scan.frames,
+        "geometry": "nominal" if scan.nominal else "scanner",
+        "affine_ras_mm": [[float(f"{v:.8g}") for v in row] for row in scan.wanted.affine],
+        "warnings": list(scan.warnings),
     }
 
 

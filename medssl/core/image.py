@@ -63,6 +63,7 @@ class Image:
         valid: (C, *spatial) bool, finite and not padding; None means everywhere.
         modality: DICOM's word (`CT`, `MR`, `PT`, ...), `""` when the file does not say.
         b_values: (C,) diffusion weighting of each volume, s/mm^2; None where it is not known.
+        nominal: Nobody knows where the grid lies in the patient; only distances count.
         origin: What `io` needs to give the header back; opaque elsewhere.
         name: Base name of the source, for messages and sidecars.
         warnings: What the reader found odd, one sentence each.
@@ -78,6 +79,7 @@ class Image:
     valid: NDArray[np.bool_] | None = None
     modality: str = ""
     b_values: tuple[float, ...] | None = None
+    nominal: bool = False
     origin: object = None
     name: str = ""
     warnings: tuple[str, ...] = ()

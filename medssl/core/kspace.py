@@ -32,6 +32,7 @@ class KSpace:
         oversampling: Of the readout, before the reader removed it.
         nominal: The file does not say where the image lies; the spacing is a guess.
         stated_acceleration: R in the header, None where it does not say.
+        frames: Echoes, repetitions, sets and maps that the file holds; this is one of them.
         origin: What `io` needs to write a matching image; opaque elsewhere.
         name: Base name of the source.
         warnings: What the reader found odd, one sentence each.
@@ -50,6 +51,7 @@ class KSpace:
     oversampling: float = 1.0
     nominal: bool = True
     stated_acceleration: float | None = None
+    frames: int = 1
     origin: object = None
     name: str = ""
     warnings: tuple[str, ...] = ()

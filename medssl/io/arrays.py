@@ -127,6 +127,11 @@ def ordered(
     return data, tuple(kept)
 
 
+def frames(array: NDArray[np.complexfloating], axes: Axes) -> int:
+    """How many frames an array holds."""
+    return math.prod(n for n, name in zip(array.shape, axes, strict=True) if name == "frame")
+
+
 def _one_frame(
     array: NDArray[np.complexfloating], axes: Axes, frame: int | None
 ) -> tuple[NDArray[np.complexfloating], Axes]:

@@ -230,7 +230,7 @@ def write_series(
         digest.update(made.little_endian)
         with quiet(), refusing("a derived image cannot be encoded", "use --to nii"):
             _compressed(dataset, derivation)
-            encoded = _file_bytes(dataset)
+            encoded = file_bytes(dataset)
         (folder / name).write_bytes(encoded)
         names.append(name)
         clipped += made.clipped
@@ -272,7 +272,7 @@ def _derived(image: Image, like: Image, derivation: Derivation, classic: bool) -
             quiet(),
             refusing("its header cannot be copied", "export the images again"),
         ):
-            instance = _reopened(origin, places[0][1].source)
+            instance = reopened(origin, places[0][1].source)
             header = instance.dataset()
             if own is None:
                 own = derivation.settled(str(header.get("SeriesInstanceUID", "")))
@@ -335,7 +335,7 @@ def _back(
     return values.encode(plane, stored, frame.slope, frame.intercept, limits, keep)
 
 
-def _reopened(origin: SeriesOrigin, index: int) -> Instance:
+def reopened(origin: SeriesOrigin, index: int) -> Instance:
     """A source instance again, if it is still what was read.
 
     Raises:
@@ -358,7 +358,7 @@ def _references(origin: SeriesOrigin) -> list[tuple[str, str]]:
     """(SOP class, SOP instance) of every image of the series."""
     found = []
     for index in range(len(origin.sources)):
-        instance = _reopened(origin, index)
+        instance = reopened(origin, index)
         found.append((instance.text(0x00080016), instance.text(0x00080018)))
     return found
 
@@ -622,7 +622,8 @@ def _compressed(dataset: Dataset, derivation: Derivation) -> None:
     dataset.compress(syntax, encoding_plugin=plugin, generate_instance_uid=False)
 
 
-def _file_bytes(dataset: Dataset) -> bytes:
+def file_bytes(dataset: Dataset) -> bytes:
+    """The whole file of a data set, explicit little endian unless it is compressed."""
     target = BytesIO()
     dcmwrite(target, dataset, implicit_vr=False, little_endian=True, enforce_file_format=True)
     return target.getvalue()

@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from medssl.core.errors import InputError, MedsslError, UsageError, naming
+from medssl.core.errors import InputError, UsageError, naming
 from medssl.core.kspace import KSpace
-from medssl.io import arrays, cfl, fastmri, hdf5, mrd, read, trajectory
+from medssl.io import arrays, cfl, fastmri, hdf5, mrd, read, trajectory, twix
 from medssl.io.arrays import Axes
 from medssl.io.limits import Limits
 from medssl.io.raw_geometry import place
@@ -65,16 +65,21 @@ def read_kspace(
                 )
             found = arrays.read_npy(path)
             return _from_array(found, (), path, axes, frame, trajectory, limits)
+        if kind == "twix":
+            return _from_readouts(path, *twix.read(path, frame, limits))
         return _from_hdf5(path, frame, limits)
 
 
 def is_raw(path: Path) -> bool:
-    """Whether a path names raw data, without a word about what else it may be."""
+    """Whether a path names raw data, damaged ones and half of a pair included."""
     try:
         if cfl.pair(path) is not None:
             return True
+    except InputError:
+        return True
+    try:
         kind = kind_of(path)
-    except MedsslError:
+    except InputError:
         return False
     return kind != "npy" or _is_complex_npy(path)
 
@@ -92,6 +97,8 @@ def kind_of(path: Path) -> str:
             return "npy"
         if head.startswith(read.HDF5_MAGIC):
             return "hdf5"
+        if twix.is_twix(head, path.stat().st_size):
+            return "twix"
     try:
         read.kind_of(path)
     except InputError as error:
@@ -138,7 +145,7 @@ def _from_array(
         limits.check_pixels(data.size * 8)
         data = data.astype(np.complex64)
     if where is not None or "shot" in rest:
-        return _from_shots(data, rest, path, where)
+        return _from_shots(data, rest, path, where, arrays.frames(array, named))
     encoded = tuple(name != "slice" for name in rest)
     sampling = examine(data, encoded, [_axis(data, a, n) for a, n in enumerate(rest)])
     placed = place(data.shape[1:], (1.0,) * len(rest), None, stacked="slice" in rest)
@@ -147,6 +154,7 @@ def _from_array(
         placed.geometry,
         sampling,
         encoded=encoded,
+        frames=arrays.frames(array, named),
         name=path.name,
         warnings=placed.warnings,
     )
@@ -157,7 +165,7 @@ def _axis(data: NDArray[np.complex64], axis: int, name: str) -> str:
 
 
 def _from_shots(
-    data: NDArray[np.complex64], rest: Axes, path: Path, where: str | Path | None
+    data: NDArray[np.complex64], rest: Axes, path: Path, where: str | Path | None, frames: int
 ) -> KSpace:
     """Samples along shots: a file of BART lists samples first."""
     if where is None:
@@ -191,6 +199,7 @@ def _from_shots(
         sampling,
         trajectory=path_in_k,
         oversampling=oversampling,
+        frames=frames,
         name=path.name,
         warnings=(*placed.warnings, *warnings),
     )
@@ -204,21 +213,27 @@ def _from_hdf5(path: Path, frame: int | None, limits: Limits) -> KSpace:
         group = mrd.group_of(file)
         if group is not None:
             return _from_readouts(path, *mrd.read(group, frame, limits))
-    raise InputError("is HDF5 without k-space that is known here", KNOWN)
+    raise InputError("is HDF5 without k-space that is known here", f"{CONVERT} (GE, Philips, ...)")
 
 
 def _from_readouts(path: Path, raw: Raw, noise: NDArray[np.complex64] | None) -> KSpace:
-    names = ("ky", "kx", "kz")[: len(raw.encoded)]
+    if raw.trajectory is None:
+        names = ("ky", "kx", "kz")[: len(raw.encoded)]
+        sampling = examine(raw.data, raw.encoded, names, raw.sampling)
+    else:
+        sampling = examine(raw.data, (False, False), arrays.SHOTS, raw.sampling)
     return KSpace(
         raw.data,
         raw.placed.geometry,
-        examine(raw.data, raw.encoded, names, raw.sampling),
+        sampling,
         encoded=raw.encoded,
+        trajectory=raw.trajectory,
         matrix=raw.matrix,
         noise=noise,
         oversampling=raw.oversampling,
         nominal=raw.placed.nominal,
         stated_acceleration=raw.acceleration,
+        frames=raw.frames,
         name=path.name,
         warnings=raw.warnings,
     )

@@ -15,7 +15,7 @@ from medssl.core.errors import InputError
 from medssl.io import hdf5, mrd_header
 from medssl.io.limits import Limits
 from medssl.io.mrd_header import Header
-from medssl.io.raw_geometry import Placement
+from medssl.io.raw_geometry import Placement, place
 from medssl.io.readouts import Protocol, Raw, Readouts, arrange, noise_samples
 
 NOISE, CALIBRATION, CALIBRATION_TOO, REVERSE, PHASE = 19, 20, 21, 22, 24
@@ -45,7 +45,7 @@ def read(
     """Read the k-space of one frame, and the noise scan.
 
     Raises:
-        InputError: Damaged, not Cartesian, or no acquisitions that make one image.
+        InputError: Damaged, or no acquisitions that make one image.
         MemoryLimitError: It does not fit.
         UsageError: There is no such frame.
     """
@@ -53,11 +53,6 @@ def read(
     if xml is None or stored is None:
         raise InputError("its header or its acquisitions are missing", COPY_AGAIN)
     header = mrd_header.parse(hdf5.text(xml))
-    if header.trajectory not in CARTESIAN:
-        raise InputError(
-            f"its trajectory is {header.trajectory}",
-            "convert it to .cfl or .npy and give --trajectory FILE",
-        )
     heads = _heads(stored)
     everything = _readouts(stored, heads, header)
     noise_scan = everything.select(_has(heads, NOISE))
@@ -70,15 +65,18 @@ def read(
     first = heads["encoding_space_ref"] == 0
     if not (first & ~not_image).any():
         raise InputError("holds no imaging acquisitions", COPY_AGAIN)
-    readouts = everything.select(first & ~not_image).of_frame(frame)
-    phase_scan = everything.select(first & _has(heads, PHASE))
-    raw = arrange(
-        readouts,
-        _protocol(header, readouts),
-        _placement(heads, readouts),
-        limits,
-        phase_scan if len(phase_scan) else None,
-    )
+    imaging = everything.select(first & ~not_image)
+    readouts = imaging.of_frame(frame)
+    protocol, placement = _protocol(header, readouts), _placement(heads, readouts)
+    if header.trajectory in CARTESIAN:
+        phase_scan = everything.select(first & _has(heads, PHASE))
+        phase_scan_or_none = phase_scan if len(phase_scan) else None
+        raw = arrange(readouts, protocol, placement, limits, phase_scan_or_none, imaging.frames)
+    else:
+        tracks = _tracks(stored, heads, readouts, header)
+        depth = 1 if header.encoded is None else max(header.encoded[2], 1)
+        raw = _shots(readouts, tracks, depth, protocol, placement, limits)
+        raw = dataclasses.replace(raw, frames=imaging.frames)
     noise = None
     if len(noise_scan):
         ratio = _dwell(heads, noise_scan) / _dwell(heads, readouts)
@@ -169,6 +167,82 @@ def _lines(stored: h5py.Dataset, heads: Heads, header: Header) -> NDArray[np.int
     return lines if lines.min() >= 0 and lines.max() < n and np.ptp(lines) else None
 
 
+def _tracks(
+    stored: h5py.Dataset, heads: Heads, readouts: Readouts, header: Header
+) -> NDArray[np.float32]:
+    """(shot, sample, axis) in cycles per field of view, axes as those of the image.
+
+    The format leaves the unit open; converters write shares of the encoded k-space, up to 0.5.
+
+    Raises:
+        InputError: The file stores none, or none that fits.
+    """
+    kind = f"its trajectory is {header.trajectory}"
+    dims = heads["trajectory_dimensions"][readouts.at].astype(int)
+    first, stop = int(readouts.first[0]), int(readouts.stop[0])
+    alike = (readouts.first == first).all() and (readouts.stop == stop).all() and not np.ptp(dims)
+    if not alike or not 2 <= dims[0] <= 3 or header.encoded is None:
+        raise InputError(f"{kind}, but not stored for every sample", COPY_AGAIN)
+    if np.ptp(readouts.slice_) or (dims[0] == 2 and np.ptp(readouts.partition)):
+        raise InputError(f"{kind} of several slices", "export the slices one by one")
+    found = np.empty((len(readouts), stop - first, dims[0]), np.float32)
+    for shot, i in enumerate(readouts.at):
+        track = np.asarray(stored.fields("traj")[int(i)], np.float32)
+        if track.size != dims[0] * int(heads["number_of_samples"][i]):
+            raise InputError(f"{kind}, but that of acquisition {i} does not fit", COPY_AGAIN)
+        found[shot] = track.reshape(-1, dims[0])[first:stop]
+    if not np.isfinite(found).all():
+        raise InputError(f"{kind}, but not finite", COPY_AGAIN)
+    found[..., :2] = found[..., 1::-1].copy()
+    return found
+
+
+def _shots(
+    readouts: Readouts,
+    tracks: NDArray[np.float32],
+    depth: int,
+    protocol: Protocol,
+    placement: Placement | None,
+    limits: Limits,
+) -> Raw:
+    """Samples off the grid, and the grid of the image they make.
+
+    In its plane the grid is square: what headers call lines may count shots.
+    """
+    n_shots, n_samples, dims = tracks.shape
+    side = protocol.columns or n_samples
+    shape = (side, side, depth)[:dims]
+    if np.abs(tracks).max() <= 0.5 + 1e-3:
+        tracks = tracks * np.array(shape, np.float32)
+    n_coils = len(readouts.samples(0))
+    limits.check_pixels(8 * n_coils * n_shots * n_samples)
+    data = np.empty((n_coils, n_shots, n_samples), np.complex64)
+    for shot in range(n_shots):
+        samples = readouts.samples(shot)
+        if len(samples) != n_coils:
+            raise InputError(
+                f"shot {shot} has {len(samples)} coils, others {n_coils}",
+                "export one measurement with the same coils",
+            )
+        data[:, shot] = samples[:, readouts.first[shot] : readouts.stop[shot]]
+    step, thickness = protocol.fov[1] / side, protocol.fov[2]
+    spacing = (step, step, thickness / max(depth, 1))[:dims]
+    placed = place(shape, spacing, placement, stacked=False, thickness=thickness)
+    return Raw(
+        data,
+        np.ones((n_shots, n_samples), np.bool_),
+        (True,) * dims,
+        placed,
+        None,
+        protocol.oversampling,
+        protocol.acceleration,
+        1,
+        1,
+        placed.warnings,
+        tracks,
+    )
+
+
 def _protocol(header: Header, readouts: Readouts) -> Protocol:
     """What the header says, in the words of both formats."""
     x, y, z = header.encoded or (None, None, None)
@@ -178,10 +252,10 @@ def _protocol(header: Header, readouts: Readouts) -> Protocol:
     oversampling = min(max(1.0 / shares[0], 1.0), 16.0)
     if header.encoded_fov is None and x and header.recon is not None:
         oversampling = x / header.recon[0] if x % header.recon[0] == 0 else 1.0
-    volume = bool(z and z > 1) or bool(np.ptp(readouts.partition))
+    volume = bool(np.ptp(readouts.partition))
     return Protocol(
         lines=y,
-        partitions=(z if z and z > 1 else int(readouts.partition.max()) + 1) if volume else None,
+        partitions=(z or int(readouts.partition.max()) + 1) if volume else None,
         centre_line=header.centres[0],
         centre_partition=header.centres[1],
         columns=None if x is None else round(x / oversampling),

@@ -85,7 +85,7 @@ def _whole(place: ElementTree.Element, name: str) -> int | None:
 
 def _matrix(place: ElementTree.Element, space: str) -> tuple[int, int, int] | None:
     x, y, z = (_whole(place, f"{space}/matrixSize/{a}") for a in "xyz")
-    return (x, y, z or 1) if x and y else None
+    return (x, y, z or 0) if x and y else None
 
 
 def _fov(place: ElementTree.Element, space: str) -> tuple[float, float, float] | None:

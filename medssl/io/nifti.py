@@ -176,15 +176,16 @@ def files_of(target: Path) -> tuple[Path, ...]:
 
 
 def fresh_header(image: Image, float32: bool) -> bytes:
-    """Header bytes for an image that never was a NIfTI file: RAS mm, both forms, code 1."""
+    """Header bytes for an image that never was a NIfTI file: RAS mm, both forms, code 1 or 0."""
     stored = image.stored
     plain = float32 or not _keeps_integers(stored)
     header = Nifti1Header() if max(image.shape) < 2**15 else Nifti2Header()
     header.set_data_dtype(np.dtype(np.float32) if plain else stored.dtype)
     n_channels = image.data.shape[0]
     header.set_data_shape((*image.shape, n_channels) if n_channels > 1 else image.shape)
-    header.set_sform(image.geometry.affine, code=1)
-    header.set_qform(image.geometry.affine, code=1, strip_shears=True)
+    code = 0 if image.nominal else 1
+    header.set_sform(image.geometry.affine, code=code)
+    header.set_qform(image.geometry.affine, code=code, strip_shears=True)
     header.set_xyzt_units("mm", "sec")
     header["vox_offset"] = header.single_vox_offset
     header["magic"] = header.single_magic

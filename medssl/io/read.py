@@ -8,9 +8,10 @@ from pathlib import Path
 
 from medssl.core.errors import InputError, UsageError, naming
 from medssl.core.image import Image
-from medssl.io import nifti, picture
+from medssl.io import cfl, nifti, picture
 from medssl.io.limits import Limits
 from medssl.io.series import read_series
+from medssl.io.twix import is_twix
 
 HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
 
@@ -78,8 +79,8 @@ def kind_of(path: Path) -> str:
         return "picture"
     if head.startswith(b"PK\x03\x04") or _is_bare_dicom(head):
         return "dicom"
-    if head.startswith(HDF5_MAGIC):
-        raise InputError("is HDF5, which holds k-space", "denoise needs an image")
+    if head.startswith((HDF5_MAGIC, cfl.HEADER)) or is_twix(head, path.stat().st_size):
+        raise InputError("holds raw k-space, not an image", "reconstruct it: medssl recon")
     raise InputError("is no scan that is known here", "give NIfTI, DICOM, PNG, JPEG, TIFF or NPY")
 
 

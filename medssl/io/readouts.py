@@ -19,6 +19,10 @@ WIDEST_GAP = 32
 """Lines between neighbours, beyond the matrix of the header, that are still undersampling."""
 MOST_SPARSE = 64
 """Grid lines per measured line; no scan is undersampled that far, damaged counters are."""
+FEWEST_SHARE = 8
+"""Times fewer lines of one slice than of another that are still a scan."""
+LONGER = 2
+"""Times longer than others that a readout can be."""
 MOST_NOISE = 2**17
 """Samples per coil of a noise scan that are kept; a covariance needs no more."""
 FRAME_WORDS = ("echo", "repetition", "phase", "set")
@@ -66,6 +70,11 @@ class Readouts:
     def samples(self, i: int) -> NDArray[np.complex64]:
         """(coil, sample) of the i-th."""
         return self.load(int(self.at[i]))
+
+    @property
+    def frames(self) -> int:
+        """How many frames they are of."""
+        return len(np.unique(self.frame, axis=0))
 
     def of_frame(self, frame: int | None) -> "Readouts":
         """Those of one frame, numbered in the order of their counters.
@@ -115,7 +124,7 @@ class Raw:
     """One frame on its grid, slices in the order of the grid."""
 
     data: NDArray[np.complex64]
-    """(coil, ky, kx) or (coil, ky, kx, slice or kz)."""
+    """(coil, ky, kx) or (coil, ky, kx, slice or kz); (coil, shot, sample) with a trajectory."""
     sampling: NDArray[np.bool_]
     encoded: tuple[bool, ...]
     placed: Placed
@@ -123,7 +132,9 @@ class Raw:
     oversampling: float
     acceleration: float | None
     averages: int
+    frames: int
     warnings: tuple[str, ...]
+    trajectory: NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,6 +165,7 @@ def arrange(
     placement: Placement | None,
     limits: Limits,
     phase_scan: Readouts | None = None,
+    frames: int = 1,
 ) -> Raw:
     """K-space of one frame, and where its image lies.
 
@@ -164,12 +176,16 @@ def arrange(
         limits: What may be allocated.
         phase_scan: Lines without phase encoding, in both directions, that tell how odd and even
             lines of an echo train differ.
+        frames: How many there are to choose from.
 
     Raises:
         InputError: The readouts make no image.
         MemoryLimitError: It does not fit.
     """
     layout, contradictions = _layout(readouts, protocol)
+    if phase_scan is not None:
+        own = (phase_scan.frame == readouts.frame[0]).all(1)
+        phase_scan = phase_scan.select(own) if own.any() else phase_scan
     thirds = layout.shape[2]
     stacked = layout.slices is not None
     spacing = [size / n for size, n in zip(protocol.fov, (*layout.shape[:2], thirds), strict=True)]
@@ -199,6 +215,7 @@ def arrange(
         layout.full / layout.shape[1],
         protocol.acceleration,
         averages,
+        frames,
         tuple(warnings),
     )
 
@@ -211,6 +228,8 @@ def _layout(readouts: Readouts, protocol: Protocol) -> tuple[Layout, list[str]]:
         raise InputError(
             f"holds {len(np.unique(readouts.slice_))} slabs", "export the slabs one by one"
         )
+    _refuse_strays(readouts.slice_, "slice", 1 / FEWEST_SHARE)
+    _refuse_strays(readouts.partition, "partition", 0.0)
     rows, line_shift, odd = _axis(readouts.line, protocol.lines, protocol.centre_line, "line")
     contradictions += odd
     thirds, partition_shift, slices = 1, -int(readouts.partition.min()), None
@@ -247,6 +266,23 @@ def _layout(readouts: Readouts, protocol: Protocol) -> tuple[Layout, list[str]]:
         full=full,
         regrid=regrid,
     ), contradictions
+
+
+def _refuse_strays(counters: NDArray[np.int64], what: str, share: float) -> None:
+    """A counter that few readouts have is damaged, not a slice or a partition of its own.
+
+    Slices are measured alike; the outer partitions of an ellipse hold few lines, but most lines
+    of a volume are not in one partition.
+    """
+    values, counts = np.unique(counters, return_counts=True)
+    fewest, most = int(counts.min()), int(counts.max())
+    lone = fewest < share * most or (share == 0 and 2 * most > len(counters) and len(counts) > 2)
+    if len(counts) > 1 and lone:
+        raise InputError(
+            f"{what} counter {int(values[int(np.argmin(counts))])} has {fewest} lines, another "
+            f"{what} {most}",
+            "export the raw data again",
+        )
 
 
 def _axis(
@@ -306,7 +342,7 @@ def full_length(readouts: Readouts) -> int:
     """Samples of a whole readout: twice the longer side of the echo.
 
     Raises:
-        InputError: A centre lies outside its readout.
+        InputError: A centre lies outside its readout, or one readout is far longer than others.
     """
     before = readouts.centre - readouts.first
     after = readouts.stop - readouts.centre
@@ -316,6 +352,14 @@ def full_length(readouts: Readouts) -> int:
         raise InputError(
             f"the centre column {int(readouts.centre[i])} of line {int(readouts.line[i])} lies "
             "outside its readout",
+            "export the raw data again",
+        )
+    usual = int(np.median(readouts.stop))
+    far = int(np.argmax(readouts.stop))
+    if readouts.stop[far] > LONGER * usual:
+        raise InputError(
+            f"line {int(readouts.line[far])} claims {int(readouts.stop[far])} samples, others "
+            f"{usual}",
             "export the raw data again",
         )
     return int(2 * max(before.max(), after.max()))
@@ -369,7 +413,8 @@ def assemble(
             slope = turns.get(int(readouts.slice_[i]), next(iter(turns.values())))
             samples = _turned(samples, *slope)
         at = third[i], row[i]
-        data[:, at[0], at[1]] += samples
+        with np.errstate(all="ignore"):  # what is not finite is told later, with its coil
+            data[:, at[0], at[1]] += samples
         sampling[at] |= seen
         count[at] += 1
     if count.max() > 1:

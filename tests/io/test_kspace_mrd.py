@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from medssl.core.errors import InputError, MedsslError
-from medssl.io import mrd_header, readouts
+from medssl.io import mrd_header, readouts, trajectory
 from medssl.io.kspace import read_kspace
 
 XML = """<?xml version="1.0"?><ismrmrdHeader xmlns="http://www.ismrm.org/ISMRMRD">
@@ -208,6 +208,30 @@ def test_lines_come_from_the_trajectory_where_counters_are_unset(tmp_path, coil_
     assert np.allclose(found.data, data)
 
 
+@pytest.mark.parametrize("unit", [1.0, 1 / 16])
+def test_spokes_with_their_stored_trajectory(tmp_path, coil_kspace, unit):
+    data = coil_kspace((9, 32), 2)  # (coil, shot, sample), twice oversampled: 16 x 16
+    where = trajectory.spokes("radial-180", 9, 32, 2.0)  # rows, columns
+    lines = []
+    for shot in range(9):
+        track = np.ascontiguousarray(where[shot, :, ::-1] * unit)  # kx, ky
+        one = ismrmrd.Acquisition.from_array(data[:, shot], track)
+        one.read_dir, one.phase_dir, one.slice_dir = (1, 0, 0), (0, 1, 0), (0, 0, 1)
+        one.idx.kspace_encode_step_1 = shot
+        lines.append(one)
+    header = facts((9, 32), trajectory="radial", rx=16, ry=16, fx=64.0, rfx=32.0)
+    found = read_kspace(write(tmp_path / "r.h5", lines, header))
+    assert np.allclose(found.data, data)
+    assert np.allclose(found.trajectory, where, atol=1e-5)
+    assert found.geometry.shape == (16, 16)
+    assert found.geometry.spacing == pytest.approx((2, 2))
+    assert np.allclose(found.geometry.world([8, 8, 0]), 0)
+    assert (found.oversampling, found.nominal) == (2.0, False)
+    lines[3].idx.slice = 1
+    text = refusal(write(tmp_path / "s.h5", lines, header))
+    assert "its trajectory is radial of several slices" in text
+
+
 @pytest.mark.parametrize(
     "head",
     [
@@ -292,7 +316,7 @@ def test_not_a_number_in_a_coil(tmp_path, coil_kspace):
 def test_bad_files_get_one_line(tmp_path, coil_kspace):
     data = coil_kspace((18, 24), 2)
     spiral = write(tmp_path / "s.h5", plane(data), facts((18, 24), trajectory="spiral"))
-    assert "its trajectory is spiral" in refusal(spiral)
+    assert "its trajectory is spiral, but not stored for every sample" in refusal(spiral)
     path = write(tmp_path / "x.h5", plane(data), facts((18, 24)), xml="<!DOCTYPE a><a>{x}</a>")
     assert "document type" in refusal(path)
     path = write(tmp_path / "y.h5", plane(data), facts((18, 24)), xml="not xml {x}")
