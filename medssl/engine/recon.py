@@ -434,7 +434,8 @@ def _maps(
         return _given(ready, which), None
     if n == 1:
         return kspace.new_ones(len(which), 1, 1, *shape), None
-    maps, values = espirit(_centre(ready, kspace, trajectory), shape, max(ready.n_sets, 1))
+    sigma = float(ready.chain.sigma.mean()) / ready.scale
+    maps, values = espirit(_centre(ready, kspace, trajectory), shape, ready.n_sets, sigma=sigma)
     return soften(maps, values), values
 
 

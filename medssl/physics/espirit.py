@@ -35,7 +35,11 @@ FOLDED = 0.8
 
 
 def espirit(
-    calibration: Tensor, shape: tuple[int, int], n_sets: int = 2, threshold: float = THRESHOLD
+    calibration: Tensor,
+    shape: tuple[int, int],
+    n_sets: int = 2,
+    threshold: float = THRESHOLD,
+    sigma: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     """Coil maps of slices.
 
@@ -44,6 +48,8 @@ def espirit(
         shape: (H, W) of the maps.
         n_sets: Sets of maps, at most the number of coils.
         threshold: Of the singular values, as a share of the largest.
+        sigma: Standard deviation of the noise of each real component; singular values that noise
+            alone would have are left out too.
 
     Returns:
         Maps (B, set, coil, H, W), each of unit length with its first coil real and positive, and
@@ -59,7 +65,7 @@ def espirit(
             f"{KERNEL}x{KERNEL}",
             "give maps with --maps",
         )
-    projector = _projector(calibration, threshold)
+    projector = _projector(calibration, threshold, sigma)
     lags = _correlations(projector, n_coils)
     n_sets = min(n_sets, n_coils)
     maps = calibration.new_empty(n_batch, n_sets, n_coils, *shape)
@@ -101,12 +107,14 @@ def soften(maps: Tensor, values: Tensor) -> Tensor:
     return maps * weights[:, :, None]
 
 
-def _projector(calibration: Tensor, threshold: float) -> Tensor:
+def _projector(calibration: Tensor, threshold: float, sigma: float) -> Tensor:
     """(B, n, n) onto the space of windows, n = coils K."""
     windows = calibration.unfold(-2, KERNEL, 1).unfold(-2, KERNEL, 1)  # (B, coil, a, b, K, K)
     rows = windows.permute(0, 2, 3, 1, 4, 5).flatten(3).flatten(1, 2).to(torch.complex128)
     values, vectors = torch.linalg.eigh(rows.mT @ rows.conj())
-    kept = values > threshold**2 * values[:, -1:]
+    noise = 2 * sigma**2 * (rows.shape[1] ** 0.5 + rows.shape[2] ** 0.5) ** 2
+    kept = values > (threshold**2 * values[:, -1:]).clamp_min(noise)
+    kept[:, -1] = True
     vectors = vectors * kept[:, None]
     return vectors @ vectors.mH
 
