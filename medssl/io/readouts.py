@@ -228,8 +228,8 @@ def _layout(readouts: Readouts, protocol: Protocol) -> tuple[Layout, list[str]]:
         raise InputError(
             f"holds {len(np.unique(readouts.slice_))} slabs", "export the slabs one by one"
         )
-    _refuse_strays(readouts.slice_, "slice", 1 / FEWEST_SHARE)
-    _refuse_strays(readouts.partition, "partition", 0.0)
+    _refuse_stray(readouts.slice_, "slice", lambda n: n.min() * FEWEST_SHARE < n.max())
+    _refuse_stray(readouts.partition, "partition", lambda n: len(n) > 2 and 2 * n.max() > n.sum())
     rows, line_shift, odd = _axis(readouts.line, protocol.lines, protocol.centre_line, "line")
     contradictions += odd
     thirds, partition_shift, slices = 1, -int(readouts.partition.min()), None
@@ -241,7 +241,8 @@ def _layout(readouts: Readouts, protocol: Protocol) -> tuple[Layout, list[str]]:
     else:
         slices = tuple(int(s) for s in np.unique(readouts.slice_))
         thirds = len(slices)
-    full = full_length(readouts)
+    stated = None if protocol.columns is None else round(protocol.columns * protocol.oversampling)
+    full = full_length(readouts, stated)
     columns = max(round(full / protocol.oversampling), 1)
     if full == protocol.columns:  # oversampling was taken off before
         columns = full
@@ -268,19 +269,19 @@ def _layout(readouts: Readouts, protocol: Protocol) -> tuple[Layout, list[str]]:
     ), contradictions
 
 
-def _refuse_strays(counters: NDArray[np.int64], what: str, share: float) -> None:
+def _refuse_stray(
+    counters: NDArray[np.int64], what: str, stray: Callable[[NDArray[np.int64]], bool]
+) -> None:
     """A counter that few readouts have is damaged, not a slice or a partition of its own.
 
     Slices are measured alike; the outer partitions of an ellipse hold few lines, but most lines
     of a volume are not in one partition.
     """
     values, counts = np.unique(counters, return_counts=True)
-    fewest, most = int(counts.min()), int(counts.max())
-    lone = fewest < share * most or (share == 0 and 2 * most > len(counters) and len(counts) > 2)
-    if len(counts) > 1 and lone:
+    if stray(counts):
         raise InputError(
-            f"{what} counter {int(values[int(np.argmin(counts))])} has {fewest} lines, another "
-            f"{what} {most}",
+            f"{what} counter {int(values[int(np.argmin(counts))])} has {int(counts.min())} lines, "
+            f"another {what} {int(counts.max())}",
             "export the raw data again",
         )
 
@@ -338,8 +339,12 @@ def axis_length(
     return highest + 1, stated is not None
 
 
-def full_length(readouts: Readouts) -> int:
+def full_length(readouts: Readouts, stated: int | None = None) -> int:
     """Samples of a whole readout: twice the longer side of the echo.
+
+    Args:
+        readouts: All that are laid on one grid.
+        stated: By the header; decides between an even and an odd number.
 
     Raises:
         InputError: A centre lies outside its readout, or one readout is far longer than others.
@@ -362,7 +367,12 @@ def full_length(readouts: Readouts) -> int:
             f"{usual}",
             "export the raw data again",
         )
-    return int(2 * max(before.max(), after.max()))
+    left, right = int(before.max()), int(after.max())
+    full = left + right if right - left in (0, 1) else 2 * max(left, right)
+    if stated is not None and abs(stated - full) == 1:
+        fits = left <= stated // 2 and right <= stated - stated // 2
+        return stated if fits else full
+    return full
 
 
 def assemble(

@@ -350,7 +350,8 @@ def _dwell(known: twix_header.Protocol) -> float:
 def _placement(measurement: _Measurement, readouts: Readouts) -> Placement | None:
     """Where the slices lie: by the protocol, to which each readout's own position leads.
 
-    The protocol numbers slices as the user does, readouts as they were measured.
+    The protocol numbers slices as the user does, readouts as they were measured; readouts of
+    several slices that leave their positions 0 tell of no order, hence of no place.
 
     Raises:
         InputError: Slices are turned against each other.
@@ -362,11 +363,14 @@ def _placement(measurement: _Measurement, readouts: Readouts) -> Placement | Non
     if not slices:
         return None
     planned = np.array([known.vector(f"{name}.sPosition") for name in slices])
+    own = heads["SliceData"]["SlicePos"]
+    positions = np.stack([own[axis].astype(np.float64) for axis in ("Sag", "Cor", "Tra")], 1)
+    if not positions.any():
+        if len(heads) > 1:
+            return None
+        positions = planned[:1]
     centres, nearest = [], []
-    for head in heads:
-        seen = np.array(
-            [float(head["SliceData"]["SlicePos"][axis]) for axis in ("Sag", "Cor", "Tra")]
-        )
+    for seen in positions:
         far = np.linalg.norm(planned - seen, axis=1)
         which = int(np.argmin(np.where(np.isfinite(far), far, np.inf)))
         nearest.append(which)

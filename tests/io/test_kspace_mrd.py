@@ -89,6 +89,21 @@ def test_a_plane_comes_back_with_its_geometry(tmp_path, coil_kspace):
     assert "DOE" not in repr((found.name, found.warnings, found.origin))
 
 
+@pytest.mark.parametrize("shape", [(17, 25), (18, 25), (17, 24)])
+@pytest.mark.parametrize("short", [0, 7])
+def test_odd_sizes_keep_their_centre(tmp_path, coil_kspace, shape, short):
+    data = coil_kspace(shape, 2)
+    lines = [
+        line(data[:, y, short:], y, centre=shape[1] // 2 - short, position=(1.0, 2.0, 3.0))
+        for y in range(shape[0])
+    ]
+    found = read_kspace(write(tmp_path / "odd.h5", lines, facts(shape)))
+    assert found.data.shape == data.shape
+    assert np.allclose(found.data[..., short:], data[..., short:])
+    assert np.allclose(found.geometry.world([shape[0] // 2, shape[1] // 2, 0]), (-1, -2, 3))
+    assert found.warnings == ()
+
+
 def test_oblique_slices_in_any_order_match_a_matrix_made_by_hand(tmp_path, coil_kspace):
     angle, tilt = np.radians(25), np.radians(-40)
     turn = np.array(
@@ -292,6 +307,13 @@ def test_counters_outside_the_matrix_are_named(tmp_path, coil_kspace):
     tracemalloc.stop()
     assert "line counter 20000 lies outside the matrix of 18" in text
     assert peak < 2**22
+    lines = plane(data)
+    lines[5].idx.slice = 7
+    text = refusal(write(tmp_path / "s.h5", lines, facts((18, 24))))
+    assert "slice counter 7 has 1 lines, another slice 17" in text
+    lines[5] = line(coil_kspace((18, 240), 2)[:, 5], 5)
+    text = refusal(write(tmp_path / "n.h5", lines, facts((18, 24))))
+    assert "line 5 claims 240 samples, others 24" in text
     lines = plane(data)
     lines[3].center_sample = 99
     assert "centre column 99 of line 3" in refusal(write(tmp_path / "d.h5", lines, facts((18, 24))))

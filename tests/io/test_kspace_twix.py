@@ -189,6 +189,16 @@ def test_slices_lie_along_the_normal_whatever_their_order(tmp_path, coil_kspace)
     assert np.allclose(found.geometry.affine, expected, atol=1e-6)
 
 
+def test_positions_that_readouts_leave_unset(tmp_path, coil_kspace):
+    slab = "sSliceArray.asSlice[0].sPosition."
+    head = header(protocol((18, 24), **{f"{slab}dTra": 25.0}))
+    data = coil_kspace((18, 24), 1)
+    found = read_kspace(write(tmp_path / "one.dat", (head, plane(data, centre_line=9))))
+    assert np.allclose(found.geometry.world([9, 12, 0]), (0, 0, 25))
+    lines = plane(data, centre_line=9) + plane(data, centre_line=9, Sli=1)
+    assert read_kspace(write(tmp_path / "two.dat", (head, lines))).nominal
+
+
 @pytest.mark.parametrize("normal", [(0, 0, 1), (0, 1, 0), (1, 0, 0), (0.6, 0.64, 0.48)])
 @pytest.mark.parametrize("turn", [0.0, 0.7])
 def test_directions_are_a_right_handed_frame(normal, turn):
