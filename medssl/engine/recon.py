@@ -50,6 +50,8 @@ TWO_SETS = 0.01
 """Share of the object that must be folded for a second set of maps."""
 UNEXPLAINED = 1.4
 """chi2 above which the model is not right."""
+COMPLETE = 1.1
+"""Acceleration up to which a scan counts as fully measured."""
 MISSING = 1.3
 """Acceleration over that of the header above which lines are missing."""
 MOST_AT_ONCE = 8
@@ -142,7 +144,11 @@ def line(ready: "Prepared", run: Run) -> str:
     words = [f"R {qc['acceleration']:.2g}", f"sigma {noise['relative_sigma']:.3g}"]
     weight = ready.settled.get("lambda_")
     if weight is not None:
-        how = "given" if ready.curve is None else "withheld k-space"
+        how = "withheld k-space"
+        if ready.curve is None:
+            how = "given"
+        elif weight < 0.9 * ready.curve.lambda_:
+            how = "bounded by the noise"
         words.append(f"lambda {weight:.3g} ({how})")
     if qc["chi2"] is not None:
         words.append(f"chi2 {qc['chi2']:.2f}")
@@ -195,6 +201,8 @@ def prepare(scan: KSpace, asked: Asked, machine: Machine, run: Run, tell: Progre
             better = _chi2(other, few)
             if better is not None and better < 0.8 * chi2:
                 draft, chi2 = other, better
+        if chi2 is not None and chi2 > UNEXPLAINED and _complete(scan, patterns):
+            draft, chi2 = _loosened(draft, few, chi2)
     if chi2 is not None and chi2 > UNEXPLAINED:
         run.warn(
             f"the image leaves {chi2:.1f} times the noise unexplained; coil maps of cropped data, "
@@ -522,6 +530,33 @@ def _weighted(ready: Prepared, few: Sequence[int], tell: Progress) -> Prepared:
     )
 
 
+def _complete(scan: KSpace, patterns: Sequence[NDArray[np.bool_]]) -> bool:
+    """Whether nothing is missing inside what was measured."""
+    if scan.trajectory is not None:
+        return False
+    return all(reach(p).sum() <= COMPLETE * p.sum() for p in patterns)
+
+
+def _loosened(ready: Prepared, few: Sequence[int], chi2: float) -> tuple[Prepared, float]:
+    """A weight small enough to leave the noise alone.
+
+    What one coil measures says nothing of what it does not; a weight chosen by samples kept aside
+    then smooths. Where nothing is missing, the noise itself bounds the weight.
+    """
+    weight = ready.settled.get("lambda_")
+    if ready.curve is None or weight is None:
+        return ready, chi2
+    for _ in range(12):
+        weight /= 2
+        method, settled = reconstructor(_with_lambda(ready.asked.recipe, weight))
+        ready = dataclasses.replace(ready, method=method.to(ready.machine.device), settled=settled)
+        found = _chi2(ready, few)
+        if found is None or found <= 1:
+            return ready, found or 0.0
+        chi2 = found
+    return ready, chi2
+
+
 def _with_lambda(recipe: Recipe, weight: float) -> Recipe:
     return dataclasses.replace(recipe, values={**recipe.values, "lambda_": weight})
 
@@ -583,6 +618,7 @@ def _note(
     if ready.curve is not None:
         run.plan["lambda"] = {
             "chosen": ready.curve.lambda_,
+            "used": ready.settled["lambda_"],
             "by": "samples kept aside",
             "tried": list(ready.curve.tried),
             "errors": list(ready.curve.errors),

@@ -34,17 +34,14 @@ def solved(batch: Acquired, solver: Solver) -> Tensor:
         grid = Sense(batch.coil_maps, batch.sampling).wrapped()
         b = grid.adjoint(torch.fft.ifftshift(batch.kspace, SPATIAL))
         return torch.fft.fftshift(solver(grid.normal, b, start), SPATIAL)
-    shots = SenseNufft(batch.coil_maps, batch.trajectory)
+    shots = SenseNufft(batch.coil_maps, batch.trajectory, batch.sampling)
     b = shots.adjoint(batch.sampling * batch.kspace)
 
-    def gram(x: Tensor) -> Tensor:
-        return shots.adjoint(batch.sampling * shots(x))
-
     # The step makes the system one of norm 1, as it is on a grid.
-    step = 1 / power_iteration(gram, b, stream(0, "largest eigenvalue"))
+    step = 1 / power_iteration(shots.normal, b, stream(0, "largest eigenvalue"))
 
     def normal(x: Tensor) -> Tensor:
-        return step * torch.fft.ifftshift(gram(torch.fft.fftshift(x, SPATIAL)), SPATIAL)
+        return step * torch.fft.ifftshift(shots.normal(torch.fft.fftshift(x, SPATIAL)), SPATIAL)
 
     return torch.fft.fftshift(
         solver(normal, step * torch.fft.ifftshift(b, SPATIAL), start), SPATIAL

@@ -5,10 +5,13 @@ r"""Samples off the grid: the non-uniform Fourier transform, with coil maps.
 for positions k in cycles per field of view. The transform is SigPy's, on the CPU; gradients flow
 through its adjoint.
 
+A^H A is a convolution, made by two Fourier transforms on a grid of twice the size.
+
 Reference: Fessler, Sutton. Nonuniform Fast Fourier Transforms Using Min-Max Interpolation. IEEE
 Transactions on Signal Processing 2003.
 """
 
+from functools import cached_property
 from typing import Any, Self
 
 import numpy as np
@@ -30,12 +33,17 @@ class SenseNufft(Operator):
     Args:
         coil_maps: (..., set, coil, H, W) complex.
         trajectory: (shot, sample, 2) cycles per field of view.
+        weights: (..., 1, shot, sample) of the samples in `normal`, 0 where there are none; None
+            means 1.
     """
 
     bound = None
 
-    def __init__(self, coil_maps: Tensor, trajectory: Tensor) -> None:
+    def __init__(
+        self, coil_maps: Tensor, trajectory: Tensor, weights: Tensor | None = None
+    ) -> None:
         self.coil_maps = coil_maps
+        self.weights = weights
         self.trajectory = trajectory.detach().cpu().double().numpy()
         n_sets, n_coils, *shape = coil_maps.shape[-4:]
         self.domain = (n_sets, *shape)
@@ -52,6 +60,25 @@ class SenseNufft(Operator):
         shape = tuple(self.domain[1:])
         images: Tensor = _Adjoint.apply(y, self.trajectory, shape)  # type: ignore[no-untyped-call]
         return (self.coil_maps.conj() * images[..., None, :, :, :]).sum(-3)
+
+    def normal(self, x: Tensor) -> Tensor:
+        """A^H W A x."""
+        height, width = self.domain[1:]
+        images = combine_sets(x, self.coil_maps)
+        wide = torch.fft.fft2(images, s=(2 * height, 2 * width)) * self._kernel
+        back = torch.fft.ifft2(wide)[..., :height, :width]
+        return (self.coil_maps.conj() * back[..., None, :, :, :]).sum(-3)
+
+    @cached_property
+    def _kernel(self) -> Tensor:
+        """(..., 1, 2H, 2W) transfer function of A^H W A for one coil."""
+        height, width = self.domain[1:]
+        ones = torch.ones(1, *self.trajectory.shape[:-1], dtype=self.coil_maps.dtype)
+        weights = ones if self.weights is None else self.weights.cpu() * ones
+        # Differences of pixels reach to +-(N - 1): their grid has twice the field of view.
+        spread = _back(weights, 2 * self.trajectory, (2 * height, 2 * width)) * 2
+        centre = torch.fft.ifftshift(spread, (-2, -1))
+        return torch.fft.fft2(centre).to(self.coil_maps) / (height * width) ** 0.5
 
     @classmethod
     def example(cls, generator: torch.Generator, dtype: torch.dtype) -> Self:

@@ -73,3 +73,13 @@ def test_gradients_flow_through_both_directions(kind):
     with torch.no_grad():
         expected = 2 * operator.normal(operator.normal(x) - target)
     assert torch.allclose(x.grad, expected, atol=1e-6 * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize("kind", OPERATORS)
+def test_the_normal_operator_is_both_directions_in_turn(kind):
+    generator = stream(4, kind.__name__)
+    operator = kind.example(generator, torch.complex128)
+    x = torch.randn(operator.domain, generator=generator, dtype=torch.complex128)
+    wanted = operator.adjoint(operator(x))
+    gap = (operator.normal(x) - wanted).abs().max() / wanted.abs().max()
+    assert float(gap) < (2e-3 if kind.__name__ == "SenseNufft" else 1e-10)  # interpolation
