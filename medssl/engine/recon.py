@@ -158,19 +158,10 @@ def prepare(scan: KSpace, asked: Asked, machine: Machine, run: Run, tell: Progre
         InputError: The scan cannot be reconstructed; the message says why.
         MemoryLimitError: Not even one slice fits.
     """
-    run.warn(*scan.warnings)
     method, settled = reconstructor(asked.recipe)
-    method.to(machine.device)
-    with run.stage("transform"):
-        tell("transform", 0, 1)
-        slices = Slices.of(scan)
-    few = _few(slices.n)
-    patterns = [slices.sampling(k) for k in few]
-    _refuse_missing(scan, patterns)
-    with run.stage("coils"):
-        tell("look at coils", 0, 1)
-        chain, receivers, block = _chain(slices, few, patterns, asked, machine, run, method)
-    draft = Prepared(slices, asked, machine, method, chain, receivers, block, 1, 1.0, None, settled)
+    draft = drafted(scan, asked, machine, run, tell, method.to(machine.device), settled)
+    few = few_of(draft.slices)
+    patterns = [draft.slices.sampling(k) for k in few]
     n_sets = 1
     with run.stage("maps"):
         if method.needs_maps:
@@ -189,7 +180,7 @@ def prepare(scan: KSpace, asked: Asked, machine: Machine, run: Run, tell: Progre
             and chi2 > UNEXPLAINED
             and more
             and n_sets == 1
-            and len(chain.sigma) > 1
+            and len(draft.chain.sigma) > 1
         ):
             other = _weighted(dataclasses.replace(draft, n_sets=2), few, tell)
             better = _chi2(other, few)
@@ -202,6 +193,33 @@ def prepare(scan: KSpace, asked: Asked, machine: Machine, run: Run, tell: Progre
         )
     _note(draft, patterns, chi2, run)
     return draft
+
+
+def drafted(
+    scan: KSpace,
+    asked: Asked,
+    machine: Machine,
+    run: Run,
+    tell: Progress,
+    method: Reconstructor,
+    settled: Mapping[str, Any],
+) -> Prepared:
+    """A scan of which slices and coils are known, with one set of maps and its own scale.
+
+    Raises:
+        InputError: The scan cannot be reconstructed; the message says why.
+    """
+    run.warn(*scan.warnings)
+    with run.stage("transform"):
+        tell("transform", 0, 1)
+        slices = Slices.of(scan)
+    few = few_of(slices)
+    patterns = [slices.sampling(k) for k in few]
+    _refuse_missing(scan, patterns)
+    with run.stage("coils"):
+        tell("look at coils", 0, 1)
+        chain, receivers, block = _chain(slices, few, patterns, asked, machine, run, method)
+    return Prepared(slices, asked, machine, method, chain, receivers, block, 1, 1.0, None, settled)
 
 
 def reconstruct(ready: Prepared, run: Run, tell: Progress) -> Reconstructed:
@@ -247,7 +265,7 @@ def batch_of(ready: Prepared, which: Sequence[int]) -> Acquired:
     return Acquired(
         kspace=kspace,
         sampling=sampling,
-        coil_maps=_maps(ready, which, kspace, trajectory)[0],
+        coil_maps=maps_of(ready, which, kspace, trajectory)[0],
         sigma=float(ready.chain.sigma.mean()) / ready.scale,
         trajectory=trajectory,
     )
@@ -277,10 +295,10 @@ def _back(ready: Prepared) -> Tensor:
     return ready.chain.back
 
 
-def _few(n: int) -> list[int]:
-    """Slices that are looked at, the ends of the scan left out."""
-    count = min(n, LOOKED_AT)
-    return sorted({int((k + 0.5) * n / count) for k in range(count)})
+def few_of(slices: Slices, most: int = LOOKED_AT) -> list[int]:
+    """Slices that are looked at, evenly spaced, the ends of the scan left out."""
+    count = min(slices.n, most)
+    return sorted({int((k + 0.5) * slices.n / count) for k in range(count)})
 
 
 def _refuse_missing(scan: KSpace, patterns: Sequence[NDArray[np.bool_]]) -> None:
@@ -422,7 +440,7 @@ def _centre(ready: Prepared, kspace: Tensor, trajectory: Tensor | None) -> Tenso
     return to_kspace(images)[..., ys, xs]
 
 
-def _maps(
+def maps_of(
     ready: Prepared, which: Sequence[int], kspace: Tensor, trajectory: Tensor | None
 ) -> tuple[Tensor, Tensor | None]:
     """Coil maps (B, set, coil, H, W) of some slices and their eigenvalues."""
@@ -464,7 +482,7 @@ def _sets(ready: Prepared, few: Sequence[int]) -> tuple[int, float | None]:
         kspace = ready.chain(ready.slices.kspace([k]))
         trajectory = ready.slices.scan.trajectory
         path = None if trajectory is None else torch.from_numpy(trajectory).to(kspace.device)
-        _, values = _maps(wide, [k], kspace, path)
+        _, values = maps_of(wide, [k], kspace, path)
         assert values is not None
         inside = object_of(_centre(ready, kspace, path), ready.slices.shape)
         shares.append(folded(values, inside))
