@@ -25,11 +25,10 @@ from medssl.engine.device import machine
 from medssl.engine.restore import Prepared, Progress, Request, prepare, restore
 from medssl.engine.train import train as train_on
 from medssl.engine.wanted import Wanted
-from medssl.engine.weights import Trained as Weights
+from medssl.engine.weights import refuse_damaged
 from medssl.io import atomic, coil_arrays, journal, raw_dicom, sidecar
 from medssl.io import memory as in_memory
 from medssl.io.derived import Derivation, derived_datasets
-from medssl.io.folder import find_scans
 from medssl.io.gradients import read_b_values
 from medssl.io.kspace import is_raw, read_kspace
 from medssl.io.limits import Limits
@@ -304,9 +303,8 @@ def train(
     where = machine(device, memory, threads)
     folder.check(data, overwrite=overwrite, resume=resume)
     tell("find scans", 0, 1)
-    found = find_scans(data, Limits(memory=where.memory))
     done = train_on(
-        found, wanted, None if dry_run else folder, where, tell, resume=resume and not overwrite
+        data, wanted, None if dry_run else folder, where, tell, resume=resume and not overwrite
     )
     if not dry_run:
         with atomic.file(folder.loss_curve, overwrite=True) as sink:
@@ -669,7 +667,7 @@ def _run_facts(folder: RunFolder) -> dict[str, Any]:
     """What a training left, its weights checked."""
     record = folder.record()
     if record.get("complete") is True:
-        Weights.load(folder.path, {})
+        refuse_damaged(folder.path, record)
     return record | {"checkpoints": folder.steps()}
 
 

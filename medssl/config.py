@@ -172,6 +172,21 @@ def load(task: str, name: str, changes: Mapping[str, Any] | None = None) -> Reci
     return _recipe(tree, task, stem, changes or {}, file.name)
 
 
+def task_of(file: str) -> str:
+    """The task of a recipe's file.
+
+    Raises:
+        UsageError: There is no such file, or it names no task.
+    """
+    path = Path(file)
+    if not path.is_file():
+        raise UsageError("the recipe does not exist", "check its path", file=file)
+    task = parse(path.read_text(encoding="utf-8"), path.name).get("task")
+    if task not in TASKS:
+        raise UsageError(f"the task is {printable(task)!r}", "see recipes/", file=path.name)
+    return str(task)
+
+
 def recorded(tree: Mapping[str, Any], changes: Mapping[str, Any], where: str) -> Recipe:
     """The recipe that `as_tree` wrote, with some of its values changed.
 

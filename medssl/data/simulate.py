@@ -1,7 +1,7 @@
 r"""Raw scans that nobody measured: pictures as several coils would see them.
 
 Pictures are generated, or magnitude images. These have lost phase, coils and noise, so this does
-not bring raw data back. It makes examples from which nets learn how undersampled k-space becomes an image.
+not bring raw data back: it makes examples from which nets learn how k-space becomes an image.
 
 A picture m is given a phase, seen by coils S_c outside the field of view, and transformed:
 

@@ -1,40 +1,132 @@
-"""Raw scans and generated ones, brought to the coils and maps that a reconstruction would use."""
+"""Raw scans and simulated ones, brought to the coils and maps that a reconstruction would use."""
 
 import dataclasses
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from medssl.config import Raw, Recipe
+from medssl.core.errors import InputError
 from medssl.core.kspace import KSpace
-from medssl.core.random import stream
 from medssl.core.run import Run
 from medssl.data.raw import BRIGHT, Scan, Slice, centre_of
-from medssl.data.simulate import FINE, Simulated, phantom, simulate_multicoil
+from medssl.data.simulate import COILS, FINE, Simulated, phantom, simulate_multicoil
 from medssl.engine.device import Machine
 from medssl.engine.recon import Asked, Prepared, drafted, few_of, maps_of
 from medssl.method import Reconstructor
+from medssl.physics.coils import root_sum_of_squares
 
 FULL = 0.999
 """Share of the points from which on a scan is fully sampled."""
 
 
-def opened(
-    scan: KSpace, recipe: Recipe, method: Reconstructor, machine: Machine, raw: Raw, run: Run
-) -> Prepared:
-    """A scan with its coils, as `medssl recon` would see it.
+@dataclass(frozen=True, eq=False)
+class Source:
+    """Where slices come from.
+
+    Args:
+        recipe: Of the method that learns.
+        method: What it needs of coils.
+        machine: Where coil maps are estimated.
+        raw: How fully sampled scans are measured.
+    """
+
+    recipe: Recipe
+    method: Reconstructor
+    machine: Machine
+    raw: Raw
+
+    @property
+    def most_coils(self) -> int:
+        """Of a simulated scan."""
+        return min(COILS[1], Asked(recipe=self.recipe, why="").coils)
+
+    @property
+    def generated_bytes(self) -> int:
+        """Of a generated scan in memory: k-space and maps."""
+        return 16 * self.most_coils * self.raw.size**2
+
+    def opened(self, scan: KSpace, run: Run) -> Prepared:
+        """A scan with its coils, as `medssl recon` would see it.
+
+        Of a fully sampled one no more of the centre may be used for coil maps than its patterns
+        will measure.
+
+        Raises:
+            InputError: It cannot be reconstructed, or not by a net.
+        """
+        refuse_off_grid(scan)
+        asked = Asked(recipe=self.recipe, why="")
+        ready = drafted(scan, asked, self.machine, run, lambda *_: None, self.method, {})
+        if not fully_sampled(ready):
+            return ready
+        centre = centre_of(ready.slices.shape, self.raw)
+        block = min(ready.block[0], centre[0]), min(ready.block[1], centre[1])
+        return dataclasses.replace(ready, block=block)
+
+    def held(self, ready: Prepared, most: int, own: int | None) -> Scan:
+        """Slices in memory.
+
+        Args:
+            ready: The scan.
+            most: Slices, evenly spaced.
+            own: Number of the pattern that a fully sampled scan always has; None keeps its truth.
+        """
+        full = fully_sampled(ready)
+        found = []
+        for k in few_of(ready.slices, most):
+            kspace = ready.chain(ready.slices.kspace([k]))
+            maps = maps_of(ready, [k], kspace, None)[0]
+            found.append(
+                Slice(
+                    kspace[0].cpu(),
+                    maps[0].cpu(),
+                    float(ready.chain.sigma.mean()),
+                    None if full else ready.slices.sampling(k),
+                    own,
+                )
+            )
+        return Scan(tuple(found))
+
+    def generated(self, number: int, own: int | None) -> Slice:
+        """A simulated scan of a generated picture."""
+        size = self.raw.size
+        picture = phantom((FINE * size, FINE * size), number)
+        made = simulate_multicoil(picture, number, shape=(size, size))
+        return self.simulated(made, number, own)
+
+    def simulated(self, made: Simulated, number: int, own: int | None) -> Slice:
+        """A simulated scan with noise, its coils compressed as those of any other.
+
+        Args:
+            made: What is measured.
+            number: Of the scan. Every other one has the maps that it was made with; those of the
+                rest are estimated from its noisy centre.
+            own: Number of the pattern that it always has; None keeps its truth.
+        """
+        rng = np.random.default_rng((number, 3))
+        bright = float(np.quantile(made.image.abs().numpy(), BRIGHT))
+        scan = made.measured(float(rng.uniform(*self.raw.noise)) * bright, number)
+        ready = self.opened(scan, Run("train"))
+        if number % 2:
+            return self.held(ready, 1, own).slices[0]
+        maps = ready.chain(made.coil_maps[None])[0]
+        maps = maps / torch.linalg.vector_norm(maps, dim=0).clamp_min(1e-12)
+        maps = maps * torch.polar(torch.ones_like(maps[0].real), -maps[0].angle())
+        kspace = ready.chain(ready.slices.kspace([0]))[0]
+        sigma = float(ready.chain.sigma.mean())
+        return Slice(kspace.cpu(), maps[None].cpu(), sigma, None, own)
+
+
+def refuse_off_grid(scan: KSpace) -> None:
+    """Refuse what nets cannot take.
 
     Raises:
-        InputError: It cannot be reconstructed.
+        InputError: Samples that do not lie on a grid.
     """
-    asked = Asked(recipe=recipe, why="")
-    ready = drafted(scan, asked, machine, run, lambda *_: None, method, {})
-    if not fully_sampled(ready):
-        return ready
-    block = [
-        min(a, b) for a, b in zip(ready.block, centre_of(ready.slices.shape, raw), strict=True)
-    ]
-    return dataclasses.replace(ready, block=(block[0], block[1]))
+    if scan.trajectory is not None:
+        raise InputError("its samples lie off the grid", "nets take Cartesian scans only")
 
 
 def fully_sampled(ready: Prepared) -> bool:
@@ -42,68 +134,8 @@ def fully_sampled(ready: Prepared) -> bool:
     return bool(ready.slices.scan.sampling.mean() >= FULL)
 
 
-def held(ready: Prepared, most: int, own: int | None = None) -> Scan:
-    """Slices in memory.
-
-    Args:
-        ready: The scan.
-        most: Slices, evenly spaced.
-        own: Number of the pattern that a fully sampled scan always has; None keeps its truth.
-    """
-    full = fully_sampled(ready)
-    found = []
-    for k in few_of(ready.slices, most):
-        kspace = ready.chain(ready.slices.kspace([k]))
-        maps = maps_of(ready, [k], kspace, None)[0]
-        found.append(
-            Slice(
-                kspace[0].cpu(),
-                maps[0].cpu(),
-                float(ready.chain.sigma.mean()),
-                None if full else ready.slices.sampling(k),
-                own,
-            )
-        )
-    return Scan(tuple(found))
-
-
-def generated(
-    k: int, seed: int, recipe: Recipe, method: Reconstructor, machine: Machine, raw: Raw
-) -> Scan:
-    """The k-th generated scan."""
-    number = int(torch.randint(2**31, (), generator=stream(seed, f"generated/{k}")))
-    picture = phantom((FINE * raw.size, FINE * raw.size), number)
-    made = simulate_multicoil(picture, number, shape=(raw.size, raw.size))
-    return Scan((simulated(made, number, recipe, method, machine, raw),))
-
-
-def simulated(
-    made: Simulated,
-    number: int,
-    recipe: Recipe,
-    method: Reconstructor,
-    machine: Machine,
-    raw: Raw,
-) -> Slice:
-    """A simulated scan with noise, its coils compressed as those of any other.
-
-    Args:
-        made: What is measured.
-        number: Of the scan. Every other one has the maps that it was made with; those of the rest
-            are estimated from its noisy centre.
-        recipe: Of the method.
-        method: That learns.
-        machine: Where it runs.
-        raw: How it is measured.
-    """
-    rng = np.random.default_rng((number, 3))
-    bright = float(np.quantile(made.image.abs().numpy(), BRIGHT))
-    scan = made.measured(float(rng.uniform(*raw.noise)) * bright, number)
-    ready = opened(scan, recipe, method, machine, raw, Run("train"))
-    if number % 2:
-        return held(ready, 1).slices[0]
-    maps = ready.chain(made.coil_maps[None])[0]
-    maps = maps / torch.linalg.vector_norm(maps, dim=0).clamp_min(1e-12)
-    maps = maps * torch.polar(torch.ones_like(maps[0].real), -maps[0].angle())
-    kspace = ready.chain(ready.slices.kspace([0]))[0]
-    return Slice(kspace.cpu(), maps[None].cpu(), float(ready.chain.sigma.mean()))
+def relative_sigma(ready: Prepared) -> float:
+    """Noise of each real component, where images are about 1, from the middle slice."""
+    kspace = ready.chain(ready.slices.kspace([ready.slices.n // 2]))
+    bright = float(np.quantile(root_sum_of_squares(kspace).cpu().numpy(), BRIGHT))
+    return float(ready.chain.sigma.mean()) / max(bright, 1e-30)
