@@ -154,7 +154,8 @@ class ReconCourse(Course[RawLook, Acquired]):
             learnt=len(archive.learn),
             tested=len(archive.test),
             labelled=len(labelled),
-            simulated=raw.simulated + sum(look.kind == "picture" for look in looks),
+            generated=raw.simulated,
+            pictures=sum(look.kind == "picture" for look in looks),
             acceleration=(min(own + measured), max(own + measured)),
             sigma=(min(native), float(np.hypot(max(native), added[1]))),
         )

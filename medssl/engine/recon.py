@@ -4,6 +4,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -14,12 +15,13 @@ from torch import Tensor
 from medssl import config
 from medssl.config import Recipe
 from medssl.core.batch import Acquired
-from medssl.core.errors import InputError, MemoryLimitError, QualityError
+from medssl.core.errors import InputError, MemoryLimitError, QualityError, UsageError
 from medssl.core.kspace import KSpace
 from medssl.core.run import Run
 from medssl.data.slices import Slices
 from medssl.engine.build import reconstructor
 from medssl.engine.device import MIB, Machine
+from medssl.engine.weights import TrainedRecon
 from medssl.engine.withhold import Curve, choose_lambda, mean_error, object_of, partings
 from medssl.method import Reconstructor
 from medssl.physics.acquisition import model
@@ -34,7 +36,7 @@ from medssl.physics.espirit import KERNEL, espirit, folded, soften
 from medssl.physics.fourier import to_kspace
 from medssl.physics.kspace_noise import Receivers, from_edge, from_noise_scan
 from medssl.physics.nufft import SenseNufft, density
-from medssl.physics.sampling import calibration_size, central, radius, reach
+from medssl.physics.sampling import calibration_size, central, edge, radius, reach
 
 Progress = Callable[[str, int, int], None]
 """Told the stage, how much is done, and how much there is."""
@@ -71,6 +73,8 @@ class Asked:
     noise: NDArray[np.complex64] | None = None
     """(coil, n) of a noise scan of another file."""
     seed: int = 0
+    weights: TrainedRecon | None = None
+    """Of an earlier training, which has the recipe; None learns nothing and needs nothing."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,7 +137,24 @@ def wanted(method: str, changes: Mapping[str, Any]) -> tuple[Recipe, str]:
     auto = method == "auto"
     recipe = config.load("recon", DEFAULT if auto else method, changes)
     reconstructor(recipe)
+    if recipe.train is not None:
+        raise UsageError(
+            f"{recipe.name} has to be trained first",
+            f"medssl train --recipe recon/{recipe.name}, then medssl recon --weights RUN",
+        )
     return recipe, "the default for raw data" if auto else "as asked"
+
+
+def with_weights(folder: Path, method: str, changes: Mapping[str, Any]) -> TrainedRecon:
+    """What an earlier training left, with its recipe.
+
+    Raises:
+        UsageError: Another method is named, or a key that the recipe does not know.
+        WeightsError: The weights are missing, damaged, or of another task.
+    """
+    if method != "auto":
+        raise UsageError("--weights brings its own method", "leave --method out")
+    return TrainedRecon.load(folder, changes)
 
 
 def line(ready: "Prepared", run: Run) -> str:
@@ -158,7 +179,7 @@ def prepare(scan: KSpace, asked: Asked, machine: Machine, run: Run, tell: Progre
         InputError: The scan cannot be reconstructed; the message says why.
         MemoryLimitError: Not even one slice fits.
     """
-    method, settled = reconstructor(asked.recipe)
+    method, settled = _method(asked, scan)
     draft = drafted(scan, asked, machine, run, tell, method.to(machine.device), settled)
     few = few_of(draft.slices)
     patterns = [draft.slices.sampling(k) for k in few]
@@ -175,6 +196,7 @@ def prepare(scan: KSpace, asked: Asked, machine: Machine, run: Run, tell: Progre
         draft = _weighted(draft, few, tell)
         chi2 = _chi2(draft, few)
         more = asked.map_sets == "auto" and asked.maps is None and method.needs_maps
+        more = more and asked.weights is None
         if (
             chi2 is not None
             and chi2 > UNEXPLAINED
@@ -186,13 +208,30 @@ def prepare(scan: KSpace, asked: Asked, machine: Machine, run: Run, tell: Progre
             better = _chi2(other, few)
             if better is not None and better < 0.8 * chi2:
                 draft, chi2 = other, better
-    if chi2 is not None and chi2 > UNEXPLAINED:
+    if chi2 is not None and chi2 > UNEXPLAINED and asked.weights is None:
         run.warn(
             f"the image leaves {chi2:.1f} times the noise unexplained; coil maps of cropped data, "
             "motion, a wrong trajectory or EPI phase errors are likely causes"
         )
     _note(draft, patterns, chi2, run)
+    if asked.weights is not None:
+        run.recipe["weights"] = asked.weights.as_dict()
+        told = asked.weights.outside(run.qc["acceleration"], run.noise["relative_sigma"])
+        run.warn(*([f"outside of what the weights were trained on: {told}"] if told else []))
     return draft
+
+
+def _method(asked: Asked, scan: KSpace) -> tuple[Reconstructor, Mapping[str, Any]]:
+    """The method, with its weights where it has some.
+
+    Raises:
+        InputError: A net cannot take the scan.
+    """
+    if asked.weights is None:
+        return reconstructor(asked.recipe)
+    if scan.trajectory is not None:
+        raise InputError("its samples lie off the grid", "nets take Cartesian scans only")
+    return asked.weights.build()
 
 
 def drafted(
@@ -262,11 +301,16 @@ def batch_of(ready: Prepared, which: Sequence[int]) -> Acquired:
     trajectory = None
     if slices.scan.trajectory is not None:
         trajectory = torch.from_numpy(slices.scan.trajectory).to(kspace.device)
+    outside = None
+    if ready.asked.weights is not None:
+        edges = np.stack([edge(slices.sampling(k)) for k in which])
+        outside = torch.from_numpy(edges)[:, None].to(sampling)
     return Acquired(
         kspace=kspace,
         sampling=sampling,
         coil_maps=maps_of(ready, which, kspace, trajectory)[0],
         sigma=float(ready.chain.sigma.mean()) / ready.scale,
+        edge=outside,
         trajectory=trajectory,
     )
 

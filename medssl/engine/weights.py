@@ -100,13 +100,20 @@ class SeenRaw:
     tested: int
     """Scans of the user that it was only tested on."""
     labelled: int
-    """Scans whose truth it saw, simulated ones included."""
-    simulated: int
-    """Scans that were generated or made of pictures; pictures count as scans of the user too."""
+    """Scans whose truth it saw, generated ones included."""
+    generated: int
+    """Scans that it learnt from and that were generated."""
+    pictures: int
+    """Scans of the user that were magnitude images, measured by simulated coils."""
     acceleration: tuple[float, float]
     """Least and largest."""
     sigma: tuple[float, float]
     """Least and largest noise, added noise included, where images are about 1."""
+
+    @property
+    def count(self) -> int:
+        """Scans that it learnt from, generated ones included."""
+        return self.learnt + self.generated
 
 
 @dataclass(frozen=True)
