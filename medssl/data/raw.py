@@ -149,7 +149,7 @@ def stacked(parts: Sequence[Acquired]) -> Acquired:
         torch.cat([p.kspace for p in parts]),
         torch.cat([p.sampling for p in parts]),
         torch.cat([p.coil_maps for p in parts]),
-        sigma=sum(p.sigma for p in parts) / len(parts),
+        sigma=torch.cat([p.level for p in parts]),
         edge=torch.cat(edges) if len(edges) == len(parts) else None,
         truth=torch.cat(truths) if len(truths) == len(parts) else None,
     )
@@ -244,6 +244,7 @@ def _handed(made: Acquired, drawing: Drawing, name: str, progress: float) -> Acq
         kspace=made.kspace.to(drawing.device),
         sampling=made.sampling.to(drawing.device),
         coil_maps=made.coil_maps.to(drawing.device),
+        sigma=made.level.to(drawing.device),
         edge=moved(made.edge),
         truth=moved(made.truth),
         generator=stream(drawing.seed, name, drawing.device),

@@ -32,6 +32,14 @@ WIDTHS = (0.6, 1.0)
 """w, in half fields of view."""
 ROUGH_PHASE = 0.5
 """Standard deviation of the smooth random part of the phase, rad."""
+PARTS = (60, 400)
+"""Fewest and most parts of a generated picture."""
+SIZES = (0.012, 0.5)
+"""Radii of the smallest and the largest part, half fields of view."""
+BEND = 0.25
+"""How far a part may be bent out of its place, half fields of view."""
+BLUR = 1.0
+"""Largest standard deviation of the blur of a generated picture, pixels."""
 LARGEST_PHASE = math.pi
 """Of the polynomial part, rad."""
 
@@ -129,15 +137,23 @@ def phantom(shape: tuple[int, int], seed: int = 0) -> Array:
     y = y + bend * _smooth(shape, 0.03, rng)
     x = x + bend * _smooth(shape, 0.03, rng)
     inside = radius < 1 - float(edges[-1])
-    image[inside] = rng.uniform(0.2, 0.9)
-    for _ in range(int(rng.integers(25, 90))):
-        size = 0.5 / (1 + 24 * rng.random())  # 0.02 to 0.5, small ones are common
-        _paint(image, (y, x), inside, size, rng)
-    texture = _smooth(shape, 0.5, rng) + 0.7 * _smooth(shape, 0.2, rng)
-    image *= np.clip(1 + rng.uniform(0, 0.15) * texture, 0, 2)
-    shading = 1 + rng.uniform(0, 0.3) * _smooth(shape, 0.02, rng)
+    middle, contrast = rng.uniform(0.3, 0.8), rng.uniform(0.4, 1.4)
+    image[inside] = middle
+    for _ in range(round(math.exp(rng.uniform(*np.log(PARTS))))):
+        size = _size(rng)
+        _paint(image, (y, x), inside, size, middle + contrast * rng.uniform(-0.5, 0.5), rng)
+    texture = _smooth(shape, 0.5, rng) + _smooth(shape, 0.2, rng) + _smooth(shape, 0.08, rng)
+    image *= np.clip(1 + rng.uniform(0, 0.08) * texture, 0, 2)
+    shading = 1 + rng.uniform(0, 0.15) * _smooth(shape, 0.02, rng)
     image = np.clip(image * np.clip(shading, 0.3, 2), 0, None)
+    image = ndimage.gaussian_filter(image, rng.uniform(0, BLUR))
     return image / max(float(image.max()), 1e-30)
+
+
+def _size(rng: np.random.Generator) -> float:
+    """Radius of a part in half fields of view: a power law, so that no scale is special."""
+    low, high = SIZES
+    return float(1 / (1 / high + rng.random() * (1 / low - 1 / high)))
 
 
 def _paint(
@@ -145,18 +161,19 @@ def _paint(
     position: tuple[Array, Array],
     inside: NDArray[np.bool_],
     size: float,
+    value: float,
     rng: np.random.Generator,
 ) -> None:
-    """A turned ellipse, polygon or line of one value with a weak slope, over what is there."""
+    """A turned ellipse or polygon of one value with a weak slope, over what is there."""
     y, x = position
     centre = rng.uniform(-0.75, 0.75, 2)
     stretch = np.exp(rng.uniform(-1.2, 1.2))
     turn = rng.uniform(0, math.pi)
-    near = np.hypot(y - centre[0], x - centre[1]) < size * max(stretch, 1 / stretch) * 1.5
-    rows, columns = np.nonzero(near.any(1))[0], np.nonzero(near.any(0))[0]
-    if not len(rows):
-        return
-    part = (slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1))
+    reach = size * max(stretch, 1 / stretch) * 1.5 + BEND
+    part = tuple(
+        slice(max(0, int((c - reach + 1) / 2 * n)), min(n, int((c + reach + 1) / 2 * n) + 1))
+        for c, n in zip(centre, image.shape, strict=True)
+    )
     u = (y[part] - centre[0]) * math.cos(turn) + (x[part] - centre[1]) * math.sin(turn)
     v = (x[part] - centre[1]) * math.cos(turn) - (y[part] - centre[0]) * math.sin(turn)
     u, v = u / (size * stretch), v / size * stretch
@@ -168,8 +185,8 @@ def _paint(
             covered &= u * math.cos(angle) + v * math.sin(angle) < rng.uniform(0.5, 1)
         covered &= np.hypot(u, v) < 1.4
     covered &= inside[part]
-    value = rng.uniform(0, 1) + rng.uniform(-0.2, 0.2) * u
-    image[part] = np.where(covered, np.clip(value, 0, 1), image[part])
+    values = np.clip(value + rng.uniform(-0.1, 0.1) * u, 0, 1)
+    image[part] = np.where(covered, values, image[part])
 
 
 def _phase(shape: tuple[int, ...], rng: np.random.Generator) -> NDArray[np.float64]:

@@ -5,7 +5,9 @@ An unrolled net of K stages alternates the data and a denoiser D_k; from :math:`
 .. math:: z_k = x_k - a_k (A^H A x_k - A^H y) \quad\text{or}\quad
           z_k = (A^H A + \mu_k)^{-1} (A^H y + \mu_k x_k) , \qquad x_{k+1} = z_k + D_k(z_k) .
 
-With K = 0 a single net improves :math:`A^H y` and does not look at the data again.
+With K = 0 a single net improves :math:`A^H y` and does not look at the data again. A net that is
+told the noise sigma of the samples has it as a further channel of D_k, and
+:math:`\log \mu_k` is linear in :math:`\log \sigma`: noisier data are trusted less.
 """
 
 from collections.abc import Callable
@@ -21,6 +23,12 @@ from medssl.physics.acquisition import known
 from medssl.physics.operator import inner
 from medssl.physics.solve import IMAGE_AXES, Normal, cg
 
+LEAST_SIGMA = 1e-3
+"""Less noise than this is none."""
+USUAL_SIGMA = 0.02
+"""Noise for which the first mu is meant."""
+CHANNEL = 10.0
+"""What sigma is multiplied with in the channel of a net, so that it is about 1."""
 Base = Callable[[Acquired], Tensor]
 """From what was measured to images (..., set, H, W)."""
 
@@ -37,14 +45,16 @@ class Config:
     """D_k; the paper has residual nets of 4 convolutions with 128 channels."""
     shared: bool = False
     """One denoiser for all stages."""
-    data: Literal["gradient", "cg"] = "gradient"
-    """How a stage looks at the data."""
+    data: Literal["gradient", "cg"] = "cg"
+    """How a stage looks at the data; the paper has the gradient."""
     step: float = 1.0
     """First value of all a_k, which are learned; the paper has 2."""
     mu: float = 0.05
     """First value of all mu_k, which are learned."""
     iterations: int = 6
     """Of conjugate gradients in each stage."""
+    told: bool = True
+    """The net is told the noise of the scan; the paper's is not."""
 
     def build(self) -> "Unrolled":
         """The net, its first weights from the global generator."""
@@ -59,30 +69,38 @@ class Unrolled(nn.Module):
         self.config = config
         count = 1 if config.shared else max(config.stages, 1)
         self.denoisers = nn.ModuleList(
-            config.denoiser.build(2, n_in=2, n_out=2) for _ in range(count)
+            config.denoiser.build(2, n_in=3 if config.told else 2, n_out=2) for _ in range(count)
         )
-        self.steps = self.log_mu = None
+        self.steps = self.log_mu = self.slope = None
         if config.stages and config.data == "gradient":
             self.steps = nn.Parameter(torch.full((config.stages,), config.step))
         elif config.stages:
             self.log_mu = nn.Parameter(torch.full((config.stages,), config.mu).log())
+            if config.told:
+                self.slope = nn.Parameter(torch.ones(config.stages))
 
     def forward(self, batch: Acquired) -> Tensor:
         """Images (..., set, H, W) of a batch on a grid."""
-        model = known(batch)
+        model, sigma = known(batch), batch.level.clamp_min(LEAST_SIGMA)
         b = model.adjoint(batch.kspace)
         x = b if batch.start is None else batch.start
         for k in range(self.config.stages):
             if self.steps is not None:
                 x = x - self.steps[k] * (model.normal(x) - b)
             elif self.log_mu is not None:
-                x = pulled(model.normal, b, x, self.log_mu[k].exp(), self.config.iterations)
-            x = x + self._denoised(k, x)
-        return x if self.config.stages else x + self._denoised(0, x)
+                log_mu = self.log_mu[k].expand(sigma.shape)
+                if self.slope is not None:
+                    log_mu = log_mu + self.slope[k] * (sigma / USUAL_SIGMA).log()
+                x = pulled(model.normal, b, x, log_mu.exp(), self.config.iterations)
+            x = x + self._denoised(k, x, sigma)
+        return x if self.config.stages else x + self._denoised(0, x, sigma)
 
-    def _denoised(self, k: int, x: Tensor) -> Tensor:
+    def _denoised(self, k: int, x: Tensor, sigma: Tensor) -> Tensor:
         """What the k-th denoiser adds; sets of maps are images of their own."""
         flat = torch.view_as_real(x.flatten(0, -3)).movedim(-1, 1)
+        if self.config.told:
+            level = (CHANNEL * sigma).expand(*x.shape[:-2], 1, 1).reshape(-1, 1, 1, 1)
+            flat = torch.cat([flat, level.expand_as(flat[:, :1])], 1)
         made = self.denoisers[k % len(self.denoisers)](flat)
         return torch.view_as_complex(made.movedim(1, -1).contiguous()).reshape(x.shape)
 
@@ -96,7 +114,7 @@ def pulled(normal: Normal, b: Tensor, x: Tensor, mu: Tensor, iterations: int) ->
         normal: A^H A.
         b: (..., set, H, W) A^H y, which no gradient reaches.
         x: (..., set, H, W).
-        mu: 0-dimensional, positive.
+        mu: (..., 1, 1, 1), positive.
         iterations: Of conjugate gradients.
     """
     return cast(Tensor, _Pulled.apply(normal, b, x, mu, iterations))  # type: ignore[no-untyped-call]
@@ -118,4 +136,4 @@ class _Pulled(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[None, None, Tensor, Tensor, None]:
         x, z, mu = ctx.saved_tensors
         g = cg(lambda v: ctx.normal(v) + mu * v, gradients[0], None, ctx.iterations)
-        return None, None, mu * g, inner(g, x - z, IMAGE_AXES).sum(), None
+        return None, None, mu * g, inner(g, x - z, IMAGE_AXES), None

@@ -72,12 +72,14 @@ def with_noise(batch: Acquired, sigma: tuple[float, float]) -> Acquired:
         sigma: Least and largest standard deviation of the noise that is added to each real
             component; every problem has one of its own, drawn evenly.
     """
-    y, low, high = batch.kspace, *sigma
-    problems = (*y.shape[:-3], 1, 1, 1)
-    level = torch.rand(problems, generator=batch.generator, device=y.device)
+    y, before, (low, high) = batch.kspace, batch.level, sigma
+    share = torch.rand(before.shape, generator=batch.generator, device=y.device)
+    level = low + (high - low) * share
     parts = torch.randn((*y.shape, 2), generator=batch.generator, device=y.device)
-    noise = (low + (high - low) * level) * torch.view_as_complex(parts)
-    return dataclasses.replace(batch, kspace=y + noise.to(y.dtype) * batch.sampling)
+    noise = level * torch.view_as_complex(parts).to(y.dtype)
+    return dataclasses.replace(
+        batch, kspace=y + noise * batch.sampling, sigma=torch.hypot(before, level)
+    )
 
 
 def parted(

@@ -17,8 +17,8 @@ semi-supervised, where scans without truth bring the consistency only (`ssdu: fa
 self-supervised, N2R-SSDU (`supervised: false`).
 
 Departs from the paper: the default takes what there is, with the supervised term on scans with a
-truth and the self-supervised one on the others; sigma is drawn for each slice; points that the
-protocol never measures count as measured zeros in every term, the consistency included.
+truth and the self-supervised one on the others; points that the protocol never measures count as
+measured zeros in every term, the consistency included; the base net may be told the noise.
 Needs: noise in the range of sigma; scans of the same kind.
 Reference: Desai et al. Noise2Recon: Enabling SNR-Robust MRI Reconstruction with Semi-Supervised and
 Self-Supervised Learning. Magnetic Resonance in Medicine 2023.

@@ -6,7 +6,7 @@ with x the image of the fully sampled scan, y what is left of its k-space under 
 base net, the mean over pixels, and n = 0, or complex normal noise with
 :math:`\sigma \sim U(\sigma_{min}, \sigma_{max})` where the net shall learn noise by augmentation.
 
-Departs from the paper: the base net is any of `nets`; sigma is drawn for each slice.
+Departs from the paper: the base net is any of `nets`; the noise.
 Needs: fully sampled scans of the same kind; noise and acceleration as in the training.
 Reference: Hammernik et al. Learning a Variational Network for Reconstruction of Accelerated MRI
 Data. Magnetic Resonance in Medicine 2018.
