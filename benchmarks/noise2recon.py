@@ -34,7 +34,14 @@ from medssl.physics.fourier import to_image
 from medssl.physics.sampling import central, poisson_disc
 
 Array = np.ndarray
-NETS = ("noise2recon", "noise2recon_semi", "noise2recon_ssdu", "ssdu", "supervised", "supervised_noise")
+NETS = (
+    "noise2recon",
+    "noise2recon_semi",
+    "noise2recon_ssdu",
+    "ssdu",
+    "supervised",
+    "supervised_noise",
+)
 SIGMAS = (0.0, 0.01, 0.03)
 SWEEP = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)
 SCALE = 0.63
@@ -104,9 +111,7 @@ def trained(recipe: str, steps: int, folder: Path, settings: dict[str, Any]) -> 
     start = time.process_time()
     changes = {"train.save_every": steps} | settings
     run = folder / recipe
-    api.train(
-        empty, run, f"recon/{recipe}", steps=steps, settings=changes, threads=1, resume=True
-    )
+    api.train(empty, run, f"recon/{recipe}", steps=steps, settings=changes, threads=1, resume=True)
     return run, time.process_time() - start
 
 

@@ -98,7 +98,7 @@ def _run_lines(run: dict[str, Any]) -> list[str]:
     if "seen" in run:
         seen = run["seen"]
         lines.append(f"learnt from  {seen['learnt']} scans, {seen['tested']} more for testing")
-        lines += _raw_lines(seen) if recipe["task"] == "recon" else _image_lines(seen)
+        lines += _scan_lines(seen) if recipe["task"] == "recon" else _image_lines(seen)
         lines.append(f"parameters   {run['parameters']}")
     if "held_out" in run.get("loss", {}):
         first, lowest = run["loss"]["held_out_at_first"], run["loss"]["held_out"]
@@ -123,7 +123,7 @@ def _image_lines(seen: dict[str, Any]) -> list[str]:
     ]
 
 
-def _raw_lines(seen: dict[str, Any]) -> list[str]:
+def _scan_lines(seen: dict[str, Any]) -> list[str]:
     """What a method that makes images of raw data has seen."""
     low, high = seen["acceleration"]
     return [

@@ -76,7 +76,7 @@ class Raw:
     """Generated scans that join those of the folder."""
     size: int = 128
     """Side of generated scans."""
-    noise: tuple[float, float] = (0.0, 0.03)
+    noise: tuple[float, float] = (0.0, 0.01)
     """Least and largest noise of generated scans, where images are about 1. It is in their truth
     too, as it is in that of real ones."""
 

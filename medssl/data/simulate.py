@@ -38,7 +38,7 @@ SIZES = (0.012, 0.5)
 """Radii of the smallest and the largest part, half fields of view."""
 BEND = 0.25
 """How far a part may be bent out of its place, half fields of view."""
-BLUR = 1.0
+BLUR = 0.6
 """Largest standard deviation of the blur of a generated picture, pixels."""
 LARGEST_PHASE = math.pi
 """Of the polynomial part, rad."""
@@ -143,7 +143,7 @@ def phantom(shape: tuple[int, int], seed: int = 0) -> Array:
         size = _size(rng)
         _paint(image, (y, x), inside, size, middle + contrast * rng.uniform(-0.5, 0.5), rng)
     texture = _smooth(shape, 0.5, rng) + _smooth(shape, 0.2, rng) + _smooth(shape, 0.08, rng)
-    image *= np.clip(1 + rng.uniform(0, 0.08) * texture, 0, 2)
+    image *= np.clip(1 + rng.uniform(0, 0.15) * texture, 0, 2)
     shading = 1 + rng.uniform(0, 0.15) * _smooth(shape, 0.02, rng)
     image = np.clip(image * np.clip(shading, 0.3, 2), 0, None)
     image = ndimage.gaussian_filter(image, rng.uniform(0, BLUR))

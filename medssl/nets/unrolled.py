@@ -29,6 +29,8 @@ USUAL_SIGMA = 0.02
 """Noise for which the first mu is meant."""
 CHANNEL = 10.0
 """What sigma is multiplied with in the channel of a net, so that it is about 1."""
+QUICK = 10.0
+"""What the parameters of mu are multiplied with: they move so much faster than weights."""
 Base = Callable[[Acquired], Tensor]
 """From what was measured to images (..., set, H, W)."""
 
@@ -75,9 +77,9 @@ class Unrolled(nn.Module):
         if config.stages and config.data == "gradient":
             self.steps = nn.Parameter(torch.full((config.stages,), config.step))
         elif config.stages:
-            self.log_mu = nn.Parameter(torch.full((config.stages,), config.mu).log())
+            self.log_mu = nn.Parameter(torch.full((config.stages,), config.mu).log() / QUICK)
             if config.told:
-                self.slope = nn.Parameter(torch.ones(config.stages))
+                self.slope = nn.Parameter(torch.ones(config.stages) / QUICK)
 
     def forward(self, batch: Acquired) -> Tensor:
         """Images (..., set, H, W) of a batch on a grid."""
@@ -88,9 +90,9 @@ class Unrolled(nn.Module):
             if self.steps is not None:
                 x = x - self.steps[k] * (model.normal(x) - b)
             elif self.log_mu is not None:
-                log_mu = self.log_mu[k].expand(sigma.shape)
+                log_mu = QUICK * self.log_mu[k].expand(sigma.shape)
                 if self.slope is not None:
-                    log_mu = log_mu + self.slope[k] * (sigma / USUAL_SIGMA).log()
+                    log_mu = log_mu + QUICK * self.slope[k] * (sigma / USUAL_SIGMA).log()
                 x = pulled(model.normal, b, x, log_mu.exp(), self.config.iterations)
             x = x + self._denoised(k, x, sigma)
         return x if self.config.stages else x + self._denoised(0, x, sigma)
