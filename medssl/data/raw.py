@@ -41,7 +41,7 @@ class Slice:
         kspace: (coil, H, W) complex64, 0 where nothing was measured.
         coil_maps: (set, coil, H, W) complex64.
         sigma: Of the noise of each real component.
-        sampling: (H, W) what was measured; None for all of it.
+        sampling: (H, W) what was measured; None for all that the protocol covers.
         own: Number of the pattern that a fully sampled slice always has, as if it had been
             measured with it; None draws one at each step, and keeps the truth.
     """
@@ -132,6 +132,9 @@ def acquired(one: Slice, pattern: tuple[Mask, Mask] | None) -> Acquired:
         pattern = one.sampling, edge(one.sampling)
     sampling, outside = (torch.from_numpy(p)[None, None].float() for p in pattern)
     full, maps = one.kspace[None], one.coil_maps[None]
+    if one.sampling is None:
+        covered = (full != 0).any(1, keepdim=True).float()
+        sampling, outside = sampling * covered, torch.maximum(outside, 1 - covered)
     kspace = full * sampling
     start = torch.linalg.vector_norm(Sense(maps, sampling).adjoint(kspace), dim=1)
     scale = float(np.quantile(start.numpy(), BRIGHT)) or 1.0

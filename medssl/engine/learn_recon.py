@@ -193,7 +193,7 @@ class ReconCourse(Course[RawLook, Acquired]):
         del method
         slices: list[Slice] = []
         for scan in archive.test[:TEST_SLICES]:
-            own = None if self._is_labelled(scan[1].id) else _number(scan[1].id)
+            own = None if self._raw.labelled > 0 else _number(scan[1].id)
             some = self._opened(scan, own).slices
             slices.append(some[len(some) // 2])
         if not slices and self._raw.simulated and self.wanted.train.held_out > 0:
@@ -230,13 +230,14 @@ class ReconCourse(Course[RawLook, Acquired]):
         """What reads each scan that is learnt from: those with a truth, and those without."""
         labelled: list[Callable[[], Scan]] = []
         unlabelled: list[Callable[[], Scan]] = []
+        full = sorted(look.id for _, look in archive.learn if look.full)  # hashes: chance
+        with_truth = set(full[: self._count(len(full))])
         for scan in archive.learn:
-            truth = scan[1].full and self._is_labelled(scan[1].id)
+            truth = scan[1].id in with_truth
             own = None if truth or not scan[1].full else _number(scan[1].id)
             (labelled if truth else unlabelled).append(self._reader(scan, own))
-        count = round(self._raw.labelled * self._raw.simulated)
         for k in range(self._raw.simulated):
-            truth = k < count
+            truth = k < self._count(self._raw.simulated)
             (labelled if truth else unlabelled).append(self._maker(k, None if truth else k))
         return labelled, [] if self._untrained.learns_from == "full" else unlabelled
 
@@ -246,9 +247,10 @@ class ReconCourse(Course[RawLook, Acquired]):
     def _maker(self, k: int, own: int | None) -> Callable[[], Scan]:
         return lambda: self._generated(k, own)
 
-    def _is_labelled(self, identity: str) -> bool:
-        """Whether the truth of a fully sampled scan may be used: a share of them, by their hash."""
-        return _number(identity) / 16.0 ** len(identity) < self._raw.labelled
+    def _count(self, n: int) -> int:
+        """How many of some fully sampled scans may show their truth: one at least, or none."""
+        share = self._raw.labelled
+        return min(n, max(1, round(share * n))) if share > 0 else 0
 
     def _opened(self, scan: tuple[Found, RawLook], own: int | None) -> Scan:
         """The slices of a scan of the user."""

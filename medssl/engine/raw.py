@@ -16,9 +16,11 @@ from medssl.engine.device import Machine
 from medssl.engine.recon import Asked, Prepared, drafted, few_of, maps_of
 from medssl.method import Reconstructor
 from medssl.physics.coils import root_sum_of_squares
+from medssl.physics.sampling import reach
 
-FULL = 0.999
-"""Share of the points from which on a scan is fully sampled."""
+LEAST_COVERED = 0.75
+"""Share of k-space that a fully sampled scan covers: an ellipse has 0.785, and what misses more
+(partial Fourier) shows too little to be a truth."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,7 +76,7 @@ class Source:
             own: Number of the pattern that a fully sampled scan always has; None keeps its truth.
         """
         full = fully_sampled(ready)
-        found = []
+        found: list[Slice] = []
         for k in few_of(ready.slices, most):
             kspace = ready.chain(ready.slices.kspace([k]))
             maps = maps_of(ready, [k], kspace, None)[0]
@@ -130,8 +132,9 @@ def refuse_off_grid(scan: KSpace) -> None:
 
 
 def fully_sampled(ready: Prepared) -> bool:
-    """Whether everything was measured, of all slices."""
-    return bool(ready.slices.scan.sampling.mean() >= FULL)
+    """Whether everything that the protocol covers was measured, and that is nearly everything."""
+    patterns = [ready.slices.sampling(k) for k in few_of(ready.slices)]
+    return all(p.mean() >= LEAST_COVERED and p.sum() >= reach(p).sum() for p in patterns)
 
 
 def relative_sigma(ready: Prepared) -> float:

@@ -13,7 +13,7 @@ from medssl.data.simulate import phantom, simulate_multicoil
 from medssl.physics.coils import Sense
 from medssl.physics.espirit import espirit
 from medssl.physics.fourier import to_kspace
-from medssl.physics.sampling import central
+from medssl.physics.sampling import central, radius
 
 RAW = Raw(acceleration=(2.0, 3.0), center=10)
 BANK_OF_ALL = Patterns(RAW, 0)
@@ -118,6 +118,15 @@ def test_a_scan_with_a_truth_is_measured_anew_and_one_without_never():
         assert not (b.kspace * (1 - b.sampling)).any()
         start = Sense(b.coil_maps, b.sampling).adjoint(b.kspace).abs()
         assert float(start.flatten().quantile(0.95)) == pytest.approx(1, rel=1e-4)
+
+
+def test_corners_that_no_scan_of_the_protocol_measures_stay_zeros():
+    made = simulate_multicoil(phantom((32, 32), 0), 0, n_coils=3)
+    ellipse = torch.from_numpy(radius((32, 32)) <= 0.9)
+    cropped = Slice(made.kspace * ellipse, made.coil_maps[None], 1e-3)
+    for b in batches([pool([cropped])], drawing(), 0, 3):
+        assert not (b.sampling[0, 0] > 0)[~ellipse].any()
+        assert bool((b.edge[0, 0] > 0)[~ellipse].all())
 
 
 @pytest.mark.parametrize(("n", "m"), list(itertools.product(range(1, 6), repeat=2)))
