@@ -128,6 +128,11 @@ class Reconstructor(Method[Acquired]):
         """Whether scans that it learns from must be fully sampled."""
         return "none"
 
+    @property
+    def adds_noise(self) -> tuple[float, float]:
+        """Least and largest noise that it adds while it learns, where images are about 1."""
+        return 0.0, 0.0
+
     def restore(self, batch: Acquired) -> Tensor:
         """Images (..., set, H, W) complex."""
         raise NotImplementedError

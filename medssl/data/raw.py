@@ -1,8 +1,8 @@
 """Slices of raw scans for a method that learns: what each step sees of them.
 
 A fully sampled slice is measured anew at every step, with another pattern of a bank; a slice that
-was undersampled already, or that stands for one, keeps its own. Batches of slices with a truth and
-of those without alternate, whatever their numbers.
+was undersampled already, or that stands for one, keeps its own. Kinds of scans, such as those with
+a truth and those without, have their turns, whatever their numbers.
 """
 
 import dataclasses

@@ -72,6 +72,17 @@ class RawLook:
         return 16 * self.coils * self.shape[0] * self.shape[1] * self.slices
 
 
+@dataclass(frozen=True)
+class _Sources:
+    """Scans that are learnt from."""
+
+    labelled: int
+    """How many have a truth."""
+    kinds: list[list[Callable[[], Scan]]]
+    """What reads or makes them, by kind: those of the user with a truth and without, generated
+    ones with a truth and without; none is empty. Each kind has its turn, however few it has."""
+
+
 class ReconCourse(Course[RawLook, Acquired]):
     """Raw scans, pictures, and what is generated."""
 
@@ -134,7 +145,7 @@ class ReconCourse(Course[RawLook, Acquired]):
     def method(self, archive: Archive[RawLook]) -> tuple[Method[Acquired], dict[str, Any]]:
         """The recipe's, if there is a truth where it needs one."""
         method, settled = reconstructor(self.wanted.recipe)
-        if method.learns_from != "none" and not any(self._items(archive)[0]):
+        if method.learns_from != "none" and not self._sources(archive).labelled:
             raise InputError(
                 f"none of {len(archive.looks)} scans has a truth, {self.wanted.recipe.name} needs "
                 "fully sampled ones",
@@ -144,25 +155,24 @@ class ReconCourse(Course[RawLook, Acquired]):
 
     def facts(self, archive: Archive[RawLook], method: Method[Acquired]) -> dict[str, Any]:
         """The range of noise and acceleration, and how many scans are held."""
-        labelled, unlabelled = self._items(archive)
-        looks, raw = archive.looks, self._raw
-        added = getattr(getattr(method, "config", None), "sigma", (0.0, 0.0))
+        sources, looks, raw = self._sources(archive), archive.looks, self._raw
+        assert isinstance(method, Reconstructor)
         native = [look.sigma for look in looks] + ([*raw.noise] if raw.simulated else [])
         own = [look.acceleration for look in looks if not look.full]
         measured = [*raw.acceleration] if raw.simulated or any(k.full for k in looks) else []
         seen = SeenRaw(
             learnt=len(archive.learn),
             tested=len(archive.test),
-            labelled=len(labelled),
+            labelled=sources.labelled,
             generated=raw.simulated,
             pictures=sum(look.kind == "picture" for look in looks),
             acceleration=(min(own + measured), max(own + measured)),
-            sigma=(min(native), float(np.hypot(max(native), added[1]))),
+            sigma=(min(native), float(np.hypot(max(native), method.adds_noise[1]))),
         )
         sizes = [look.n_bytes for look in looks]
         sizes += [self._source.generated_bytes] if raw.simulated else []
         fitting = int(SHARE_OF_MEMORY * self.limits.pixels) // max(sizes)
-        counts = [n for n in (len(labelled), len(unlabelled)) if n]
+        counts = [len(kind) for kind in sources.kinds]
         return {
             "seen": dataclasses.asdict(seen),
             "sampling": {
@@ -181,7 +191,7 @@ class ReconCourse(Course[RawLook, Acquired]):
                 "net, it does not turn images into raw data"
             )
         if not archive.learn:
-            found.append(f"no scan is here, {self._raw.simulated} generated ones are learnt from")
+            found.append(f"only the {self._raw.simulated} generated scans are learnt from")
         if not archive.test and not self._raw.simulated and self.wanted.train.held_out > 0:
             found.append("too few patients to keep one for testing; no held-out loss")
         return found
@@ -209,9 +219,8 @@ class ReconCourse(Course[RawLook, Acquired]):
         record: Mapping[str, Any],
         start: int,
     ) -> Iterator[Acquired]:
-        """Of scans with a truth and of those without, in turn where there are both."""
+        """Of each kind of scan in turn."""
         del method
-        kinds = [items for items in self._items(archive) if items]
         pools = [
             Pool(
                 len(items),
@@ -220,26 +229,24 @@ class ReconCourse(Course[RawLook, Acquired]):
                 turn=int(record["sampling"]["turn"]),
                 seed=self.wanted.seed,
             )
-            for items, hold in zip(kinds, record["sampling"]["hold"], strict=True)
+            for items, hold in zip(self._sources(archive).kinds, record["sampling"]["hold"], strict=True)
         ]
         return batches(pools, self._drawing(), start, self.wanted.train.steps)
 
-    def _items(
-        self, archive: Archive[RawLook]
-    ) -> tuple[list[Callable[[], Scan]], list[Callable[[], Scan]]]:
-        """What reads each scan that is learnt from: those with a truth, and those without."""
-        labelled: list[Callable[[], Scan]] = []
-        unlabelled: list[Callable[[], Scan]] = []
+    def _sources(self, archive: Archive[RawLook]) -> _Sources:
+        """What reads or makes each scan that is learnt from."""
         full = sorted(look.id for _, look in archive.learn if look.full)  # hashes: chance
         with_truth = set(full[: self._count(len(full))])
+        kinds: list[list[Callable[[], Scan]]] = [[], [], [], []]
         for scan in archive.learn:
             truth = scan[1].id in with_truth
             own = None if truth or not scan[1].full else _number(scan[1].id)
-            (labelled if truth else unlabelled).append(self._reader(scan, own))
+            kinds[0 if truth else 1].append(self._reader(scan, own))
         for k in range(self._raw.simulated):
             truth = k < self._count(self._raw.simulated)
-            (labelled if truth else unlabelled).append(self._maker(k, None if truth else k))
-        return labelled, [] if self._untrained.learns_from == "full" else unlabelled
+            kinds[2 if truth else 3].append(self._maker(k, None if truth else k))
+        used = kinds[::2] if self._untrained.learns_from == "full" else kinds
+        return _Sources(len(kinds[0]) + len(kinds[2]), [kind for kind in used if kind])
 
     def _reader(self, scan: tuple[Found, RawLook], own: int | None) -> Callable[[], Scan]:
         return lambda: self._opened(scan, own)

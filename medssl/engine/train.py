@@ -114,7 +114,12 @@ def train(
         else:
             scans = _looked_at(journey, found)
         archive = parted(scans, wanted.train.held_out)
-        method, settled = course.method(archive)
+        try:
+            method, settled = course.method(archive)
+        except InputError:
+            if folder is not None and record.get("phase") == "looking":
+                folder.discard()
+            raise
         if record.get("phase") != "learning":
             record |= _begun(journey, archive, method, settled)
             if folder is not None:

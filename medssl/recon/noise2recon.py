@@ -92,6 +92,11 @@ class Noise2Recon(Reconstructor):
         """Scans without truth alone are enough where their samples are parted."""
         return "none" if self.config.ssdu else "some"
 
+    @property
+    def adds_noise(self) -> tuple[float, float]:
+        """The range of sigma."""
+        return self.config.sigma
+
     def loss(self, batch: Acquired) -> dict[str, Tensor]:
         """The terms that the batch allows."""
         c = self.config

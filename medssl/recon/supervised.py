@@ -56,6 +56,11 @@ class Supervised(Reconstructor):
         """Every scan must have a truth."""
         return "full"
 
+    @property
+    def adds_noise(self) -> tuple[float, float]:
+        """The range of sigma."""
+        return self.config.sigma
+
     def loss(self, batch: Acquired) -> dict[str, Tensor]:
         """The one term."""
         assert batch.truth is not None
