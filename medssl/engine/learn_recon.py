@@ -33,7 +33,7 @@ from medssl.engine.weights import SeenRaw
 from medssl.io.folder import Found, find_raw, find_scans
 from medssl.io.kspace import is_raw, read_kspace
 from medssl.io.read import read
-from medssl.method import Method
+from medssl.method import Method, Reconstructor
 
 SHARE_OF_MEMORY = 0.25
 """Of what is free, for scans in memory."""
@@ -229,7 +229,9 @@ class ReconCourse(Course[RawLook, Acquired]):
                 turn=int(record["sampling"]["turn"]),
                 seed=self.wanted.seed,
             )
-            for items, hold in zip(self._sources(archive).kinds, record["sampling"]["hold"], strict=True)
+            for items, hold in zip(
+                self._sources(archive).kinds, record["sampling"]["hold"], strict=True
+            )
         ]
         return batches(pools, self._drawing(), start, self.wanted.train.steps)
 
