@@ -97,16 +97,9 @@ def _run_lines(run: dict[str, Any]) -> list[str]:
     lines = [f"recipe       {recipe['name']} ({recipe['method']['name']})"]
     if "seen" in run:
         seen = run["seen"]
-        kinds = ", ".join(f"{n} {name or 'not CT'}" for name, n in seen["modalities"].items())
-        laws = ", ".join(f"{n} {name}" for name, n in seen["laws"].items())
-        low, high = seen["level"]
-        lines += [
-            f"learnt from  {seen['learnt']} scans, {seen['tested']} more for testing",
-            f"scans        {kinds}",
-            f"noise        {laws}; {low:.2g} to {high:.2g} of the range of values",
-            f"crops        along {seen['axes']} axes",
-            f"parameters   {run['parameters']}",
-        ]
+        lines.append(f"learnt from  {seen['learnt']} scans, {seen['tested']} more for testing")
+        lines += _scan_lines(seen) if recipe["task"] == "recon" else _image_lines(seen)
+        lines.append(f"parameters   {run['parameters']}")
     if "held_out" in run.get("loss", {}):
         first, lowest = run["loss"]["held_out_at_first"], run["loss"]["held_out"]
         lines.append(f"held-out     loss {first:.4g} at first, {lowest:.4g} in the end")
@@ -116,3 +109,26 @@ def _run_lines(run: dict[str, Any]) -> list[str]:
         steps = run["checkpoints"][-1] if run["checkpoints"] else 0
         lines.append(f"weights      not complete: {steps} of {recipe['train']['steps']} steps")
     return lines
+
+
+def _image_lines(seen: dict[str, Any]) -> list[str]:
+    """What a method that removes noise has seen."""
+    kinds = ", ".join(f"{n} {name or 'not CT'}" for name, n in seen["modalities"].items())
+    laws = ", ".join(f"{n} {name}" for name, n in seen["laws"].items())
+    low, high = seen["level"]
+    return [
+        f"scans        {kinds}",
+        f"noise        {laws}; {low:.2g} to {high:.2g} of the range of values",
+        f"crops        along {seen['axes']} axes",
+    ]
+
+
+def _scan_lines(seen: dict[str, Any]) -> list[str]:
+    """What a method that makes images of raw data has seen."""
+    low, high = seen["acceleration"]
+    return [
+        f"scans        {seen['generated']} generated, {seen['pictures']} of magnitude images, "
+        f"{seen['labelled']} with a truth",
+        f"sampling     R {low:.2g} to {high:.2g}",
+        f"noise        up to {seen['sigma'][1]:.2g} where images are about 1",
+    ]

@@ -44,6 +44,9 @@ def recon(
     method: Annotated[
         str, typer.Option(help="auto, sense, l1-wavelet, tv, ...; see `medssl methods`.")
     ] = "auto",
+    weights: Annotated[
+        Path | None, typer.Option("--weights", metavar="RUN", help="What `medssl train` left.")
+    ] = None,
     weight: Annotated[
         str,
         typer.Option(
@@ -92,6 +95,7 @@ def recon(
             scan,
             out or output,
             method=method,
+            weights=weights,
             lambda_=_weight(weight),
             maps=None if maps == "espirit" else maps,
             map_sets="auto" if map_sets is MapSets.auto else 1 if map_sets is MapSets.one else 2,

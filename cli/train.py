@@ -1,4 +1,4 @@
-"""`medssl train`: many noisy scans in, weights for `medssl denoise --weights` out."""
+"""`medssl train`: many scans in, weights for `medssl denoise` and `medssl recon` out."""
 
 import json
 from pathlib import Path
@@ -27,12 +27,12 @@ def train(
     ],
     output: Annotated[Path, typer.Option("-o", "--output", metavar="RUN", help="Folder to write.")],
     recipe: Annotated[
-        str | None, typer.Option(help="denoise/NAME, or a YAML file; --resume knows its own.")
+        str | None, typer.Option(help="denoise/NAME, recon/NAME, or a YAML file; --resume knows.")
     ] = None,
     steps: Annotated[
         int | None, typer.Option("--steps", "--max-steps", help="In all; default: the recipe's.")
     ] = None,
-    noise: Annotated[Law, typer.Option(help="Noise law of all scans.")] = Law.auto,
+    noise: Annotated[Law, typer.Option(help="Noise law of all images.")] = Law.auto,
     change: Change = None,
     device: Device = "auto",
     memory: Memory = None,
@@ -48,7 +48,7 @@ def train(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Learn from many noisy scans; needs no clean ones. Ctrl-C saves, --resume goes on."""
+    """Learn from many scans; needs no clean ones. Ctrl-C saves, --resume goes on."""
     from medssl import api
 
     with progress(quiet or as_json) as show:

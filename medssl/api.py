@@ -25,11 +25,10 @@ from medssl.engine.device import machine
 from medssl.engine.restore import Prepared, Progress, Request, prepare, restore
 from medssl.engine.train import train as train_on
 from medssl.engine.wanted import Wanted
-from medssl.engine.weights import Trained as Weights
+from medssl.engine.weights import refuse_damaged
 from medssl.io import atomic, coil_arrays, journal, raw_dicom, sidecar
 from medssl.io import memory as in_memory
 from medssl.io.derived import Derivation, derived_datasets
-from medssl.io.folder import find_scans
 from medssl.io.gradients import read_b_values
 from medssl.io.kspace import is_raw, read_kspace
 from medssl.io.limits import Limits
@@ -261,15 +260,18 @@ def train(
     dry_run: bool = False,
     progress: Progress | None = None,
 ) -> Trained:
-    """Learn to denoise from many noisy scans, once; `denoise(weights=...)` uses what was learnt.
+    """Learn from many scans, once; `denoise` and `recon` with `weights=` use what was learnt.
 
-    Each scan is scaled by its own noise, so that one net serves all scanners. Clean images are
-    neither needed nor used. Scans that cannot be used are passed over and listed in the run.
+    To denoise, each scan is scaled by its own noise, so that one net serves all scanners. Clean
+    images are neither needed nor used. To reconstruct, raw scans are learnt from, fully sampled or
+    not, and generated ones. Scans that cannot be used are passed over and listed in the run.
 
     Args:
-        data: Folder of scans: NIfTI, DICOM series, pictures, NPY, at any depth.
+        data: Folder of scans at any depth: NIfTI, DICOM series, pictures, NPY; raw data for recon
+            recipes, which measure magnitude images with simulated coils where there are none.
         out: Folder of the run.
-        recipe: `denoise/NAME` or the path of a YAML file; None goes on with the recipe of the run.
+        recipe: `denoise/NAME`, `recon/NAME` or the path of a YAML file; None goes on with the
+            recipe of the run.
         steps: Steps in all; None means the recipe's.
         noise: Law of the noise of all scans, as for `denoise`.
         settings: Dotted keys of the recipe with other values, as `{"train.batch": 8}`.
@@ -304,9 +306,8 @@ def train(
     where = machine(device, memory, threads)
     folder.check(data, overwrite=overwrite, resume=resume)
     tell("find scans", 0, 1)
-    found = find_scans(data, Limits(memory=where.memory))
     done = train_on(
-        found, wanted, None if dry_run else folder, where, tell, resume=resume and not overwrite
+        data, wanted, None if dry_run else folder, where, tell, resume=resume and not overwrite
     )
     if not dry_run:
         with atomic.file(folder.loss_curve, overwrite=True) as sink:
@@ -343,6 +344,7 @@ def recon(
     out: str | Path | None = None,
     *,
     method: str = "auto",
+    weights: str | Path | None = None,
     lambda_: float | Literal["auto"] = "auto",
     maps: str | Path | Array | None = None,
     map_sets: Literal["auto", 1, 2] = "auto",
@@ -369,6 +371,7 @@ def recon(
         x: Raw data: Siemens twix, ISMRMRD, fastMRI, BART or NPY; or a `KSpace`.
         out: Where a path's result goes; None means beside it. A `KSpace` stays in memory.
         method: `auto`, a recipe's name, or a recipe file.
+        weights: Folder of a training (`train` with a recon recipe), which brings its method.
         lambda_: Weight of the method's prior where images are about 1; `auto` keeps samples aside
             to choose it.
         maps: Coil maps (set, coil, *spatial) or (coil, *spatial), as an array or a file (NPY,
@@ -394,6 +397,7 @@ def recon(
     Raises:
         UsageError: The words of the call cannot be right.
         InputError: The raw data are damaged, or cannot be reconstructed.
+        WeightsError: The weights are missing, damaged, or made for another task.
         MemoryLimitError: One slice does not fit.
         OutputError: The result cannot be put where it should go.
         QualityError: The image is not finite.
@@ -401,7 +405,12 @@ def recon(
     changes = dict(settings or {})
     if lambda_ != "auto":
         changes["method.lambda_"] = lambda_
-    recipe, why = raw_scan.wanted(method, changes)
+    trained = None
+    if weights is not None:
+        trained = raw_scan.with_weights(Path(weights), method, changes)
+        recipe, why = trained.recipe, f"weights of {trained.seen.count} scans"
+    else:
+        recipe, why = raw_scan.wanted(method, changes)
     where = machine(device, memory, threads)
     tell = progress or _say_nothing
     run = Run("recon", seed=seed)
@@ -430,6 +439,7 @@ def recon(
             whiten=whiten,
             noise=None if noise_scan is None else coil_arrays.noise(noise_scan),
             seed=seed,
+            weights=trained,
         )
     with naming(scan.name or "k-space"):
         ready = raw_scan.prepare(scan, asked, where, run, tell)
@@ -658,6 +668,7 @@ def _learnt(record: Mapping[str, Any], wanted: Wanted, dry_run: bool) -> str:
         f"{wanted.recipe.name}, {record['parameters']} parameters, "
         f"{wanted.train.steps} steps on {seen['learnt']} scans"
     )
+    line += f", {seen['generated']} generated" if seen.get("generated") else ""
     line += f", {seen['tested']} kept for testing" if seen["tested"] else ""
     line += f", {record['failed']} passed over" if record["failed"] else ""
     if "held_out" in loss:
@@ -669,7 +680,7 @@ def _run_facts(folder: RunFolder) -> dict[str, Any]:
     """What a training left, its weights checked."""
     record = folder.record()
     if record.get("complete") is True:
-        Weights.load(folder.path, {})
+        refuse_damaged(folder.path, record)
     return record | {"checkpoints": folder.steps()}
 
 

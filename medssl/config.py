@@ -60,6 +60,28 @@ class Train:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Raw:
+    """How raw scans are measured for a method that learns from them."""
+
+    acceleration: tuple[float, float] = (4.0, 8.0)
+    """Least and largest, drawn evenly for each pattern; fully sampled scans are measured so."""
+    pattern: Literal["poisson", "lines", "both"] = "poisson"
+    """Points that keep their distance, whole lines along the first axis, or either."""
+    center: int = 24
+    """Side of the fully sampled centre in points, at most; lines of it where lines are drawn."""
+    labelled: float = 1.0
+    """Share of the fully sampled scans whose truth may be used; the others are measured once, with
+    a pattern of their own, as if they had been undersampled by the scanner."""
+    simulated: int = 0
+    """Generated scans that join those of the folder."""
+    size: int = 128
+    """Side of generated scans."""
+    noise: tuple[float, float] = (0.0, 0.01)
+    """Least and largest noise of generated scans, where images are about 1. It is in their truth
+    too, as it is in that of real ones."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Expect:
     """The number that a recipe is known for."""
 
@@ -86,6 +108,8 @@ class Recipe:
     """Recipes that join the average of a scan where they are expected to lower its error."""
     train: Train | None = None
     """None for a filter that learns nothing."""
+    raw: Raw | None = None
+    """For methods that learn from raw scans."""
     strength: float = 1.0
     """Share of the change that is applied; see `medssl denoise --strength`."""
     seed: int = 0
@@ -148,6 +172,21 @@ def load(task: str, name: str, changes: Mapping[str, Any] | None = None) -> Reci
     return _recipe(tree, task, stem, changes or {}, file.name)
 
 
+def task_of(file: str) -> str:
+    """The task of a recipe's file.
+
+    Raises:
+        UsageError: There is no such file, or it names no task.
+    """
+    path = Path(file)
+    if not path.is_file():
+        raise UsageError("the recipe does not exist", "check its path", file=file)
+    task = parse(path.read_text(encoding="utf-8"), path.name).get("task")
+    if task not in TASKS:
+        raise UsageError(f"the task is {printable(task)!r}", "see recipes/", file=path.name)
+    return str(task)
+
+
 def recorded(tree: Mapping[str, Any], changes: Mapping[str, Any], where: str) -> Recipe:
     """The recipe that `as_tree` wrote, with some of its values changed.
 
@@ -175,7 +214,8 @@ def as_tree(recipe: Recipe, values: Mapping[str, Any]) -> dict[str, Any]:
         "strength": recipe.strength,
         "seed": recipe.seed,
     }
-    return tree if recipe.train is None else tree | {"train": dataclasses.asdict(recipe.train)}
+    parts = {"train": recipe.train, "raw": recipe.raw}
+    return tree | {k: dataclasses.asdict(v) for k, v in parts.items() if v is not None}
 
 
 def _recipe(

@@ -12,6 +12,8 @@ Batch = TypeVar("Batch")
 """What one step of a method sees: `Noisy`, `Acquired`, ..."""
 Domain = Literal["stabilised", "unit"]
 """What a restorer sees: unit noise variance, or intensities scaled to about [0, 1]."""
+Truth = Literal["full", "some", "none"]
+"""Scans that must be fully sampled to be learnt from: all, one at least, or none."""
 THIN = 4
 """Slices below which a volume is a stack of pictures."""
 FAR_APART = 5.0
@@ -120,6 +122,16 @@ class Reconstructor(Method[Acquired]):
 
     needs_maps: bool = True
     """False sees every coil as an image of its own."""
+
+    @property
+    def learns_from(self) -> Truth:
+        """Whether scans that it learns from must be fully sampled."""
+        return "none"
+
+    @property
+    def adds_noise(self) -> tuple[float, float]:
+        """Least and largest noise that it adds while it learns, where images are about 1."""
+        return 0.0, 0.0
 
     def restore(self, batch: Acquired) -> Tensor:
         """Images (..., set, H, W) complex."""

@@ -103,7 +103,8 @@ class Acquired:
         kspace: (..., coil, H, W) complex64, 0 where nothing was measured.
         sampling: (..., 1, H, W), {0, 1}.
         coil_maps: (..., set, coil, H, W) complex64.
-        sigma: Standard deviation of the noise of each real component of a sample.
+        sigma: Standard deviation of the noise of each real component of a sample; (..., 1, 1, 1)
+            where it differs between the problems.
         edge: (..., 1, H, W), {0, 1}: points that the protocol never measures, taken as zeros;
             None means there are none.
         trajectory: (shot, sample, 2) where samples do not lie on a grid; `kspace` is then
@@ -117,10 +118,16 @@ class Acquired:
     kspace: Tensor
     sampling: Tensor
     coil_maps: Tensor
-    sigma: float = 0.0
+    sigma: float | Tensor = 0.0
     edge: Tensor | None = None
     trajectory: Tensor | None = None
     generator: torch.Generator | None = None
     start: Tensor | None = None
     truth: Tensor | None = None
     progress: float = 0.0
+
+    @property
+    def level(self) -> Tensor:
+        """(..., 1, 1, 1) the noise of each problem."""
+        each = self.kspace.real.new_ones((*self.kspace.shape[:-3], 1, 1, 1))
+        return self.sigma * each

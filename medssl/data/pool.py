@@ -8,7 +8,7 @@ twice.
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -17,6 +17,10 @@ from medssl.core.batch import Noisy
 from medssl.core.random import stream
 from medssl.data.patches import window
 
+Held = TypeVar("Held")
+"""One of many scans, in memory."""
+Crops = TypeVar("Crops", bound="Scan")
+"""One that crops are cut from."""
 LEAST_MEASURED = 0.2
 """Share of a crop that must be measured, not masked or padded."""
 DRAWS = 8
@@ -67,7 +71,7 @@ class Sampling:
         return tuple(n if self.size is None else min(n, self.size) for n in least)
 
 
-class Pool:
+class Pool(Generic[Held]):
     """Some of many scans, in memory.
 
     Args:
@@ -79,13 +83,13 @@ class Pool:
     """
 
     def __init__(
-        self, n_scans: int, load: Callable[[int], Scan], *, hold: int, turn: int, seed: int
+        self, n_scans: int, load: Callable[[int], Held], *, hold: int, turn: int, seed: int
     ) -> None:
         self._n, self._load, self._seed = n_scans, load, seed
         self._width, self._turn = min(hold, n_scans), turn
-        self._held: dict[int, Scan] = {}
+        self._held: dict[int, Held] = {}
 
-    def at(self, step: int) -> list[Scan]:
+    def at(self, step: int) -> list[Held]:
         """The scans that a step may draw from, read where they are not held yet."""
         wanted = self.indices(step)
         self._held = {k: v for k, v in self._held.items() if k in wanted}
@@ -108,7 +112,7 @@ class Pool:
         return int(order[place])
 
 
-def batches(pool: Pool, sampling: Sampling, start: int, steps: int) -> Iterator[Noisy]:
+def batches(pool: Pool[Crops], sampling: Sampling, start: int, steps: int) -> Iterator[Noisy]:
     """The batches of the steps from `start` on."""
     for step in range(start, steps):
         yield batch(pool.at(step), sampling, step, progress=step / steps)

@@ -4,6 +4,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -14,12 +15,13 @@ from torch import Tensor
 from medssl import config
 from medssl.config import Recipe
 from medssl.core.batch import Acquired
-from medssl.core.errors import InputError, MemoryLimitError, QualityError
+from medssl.core.errors import InputError, MemoryLimitError, QualityError, UsageError
 from medssl.core.kspace import KSpace
 from medssl.core.run import Run
 from medssl.data.slices import Slices
 from medssl.engine.build import reconstructor
 from medssl.engine.device import MIB, Machine
+from medssl.engine.weights import TrainedRecon
 from medssl.engine.withhold import Curve, choose_lambda, mean_error, object_of, partings
 from medssl.method import Reconstructor
 from medssl.physics.acquisition import model
@@ -34,7 +36,7 @@ from medssl.physics.espirit import KERNEL, espirit, folded, soften
 from medssl.physics.fourier import to_kspace
 from medssl.physics.kspace_noise import Receivers, from_edge, from_noise_scan
 from medssl.physics.nufft import SenseNufft, density
-from medssl.physics.sampling import calibration_size, central, radius, reach
+from medssl.physics.sampling import calibration_size, central, edge, radius, reach
 
 Progress = Callable[[str, int, int], None]
 """Told the stage, how much is done, and how much there is."""
@@ -73,6 +75,8 @@ class Asked:
     noise: NDArray[np.complex64] | None = None
     """(coil, n) of a noise scan of another file."""
     seed: int = 0
+    weights: TrainedRecon | None = None
+    """Of an earlier training, which has the recipe; None learns nothing and needs nothing."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,7 +139,24 @@ def wanted(method: str, changes: Mapping[str, Any]) -> tuple[Recipe, str]:
     auto = method == "auto"
     recipe = config.load("recon", DEFAULT if auto else method, changes)
     reconstructor(recipe)
+    if recipe.train is not None:
+        raise UsageError(
+            f"{recipe.name} has to be trained first",
+            f"medssl train --recipe recon/{recipe.name}, then medssl recon --weights RUN",
+        )
     return recipe, "the default for raw data" if auto else "as asked"
+
+
+def with_weights(folder: Path, method: str, changes: Mapping[str, Any]) -> TrainedRecon:
+    """What an earlier training left, with its recipe.
+
+    Raises:
+        UsageError: Another method is named, or a key that the recipe does not know.
+        WeightsError: The weights are missing, damaged, or of another task.
+    """
+    if method != "auto":
+        raise UsageError("--weights brings its own method", "leave --method out")
+    return TrainedRecon.load(folder, changes)
 
 
 def line(ready: "Prepared", run: Run) -> str:
@@ -164,19 +185,10 @@ def prepare(scan: KSpace, asked: Asked, machine: Machine, run: Run, tell: Progre
         InputError: The scan cannot be reconstructed; the message says why.
         MemoryLimitError: Not even one slice fits.
     """
-    run.warn(*scan.warnings)
-    method, settled = reconstructor(asked.recipe)
-    method.to(machine.device)
-    with run.stage("transform"):
-        tell("transform", 0, 1)
-        slices = Slices.of(scan)
-    few = _few(slices.n)
-    patterns = [slices.sampling(k) for k in few]
-    _refuse_missing(scan, patterns)
-    with run.stage("coils"):
-        tell("look at coils", 0, 1)
-        chain, receivers, block = _chain(slices, few, patterns, asked, machine, run, method)
-    draft = Prepared(slices, asked, machine, method, chain, receivers, block, 1, 1.0, None, settled)
+    method, settled = _method(asked, scan)
+    draft = drafted(scan, asked, machine, run, tell, method.to(machine.device), settled)
+    few = few_of(draft.slices)
+    patterns = [draft.slices.sampling(k) for k in few]
     n_sets = 1
     with run.stage("maps"):
         if method.needs_maps:
@@ -190,12 +202,13 @@ def prepare(scan: KSpace, asked: Asked, machine: Machine, run: Run, tell: Progre
         draft = _weighted(draft, few, tell)
         chi2 = _chi2(draft, few)
         more = asked.map_sets == "auto" and asked.maps is None and method.needs_maps
+        more = more and asked.weights is None
         if (
             chi2 is not None
             and chi2 > UNEXPLAINED
             and more
             and n_sets == 1
-            and len(chain.sigma) > 1
+            and len(draft.chain.sigma) > 1
         ):
             other = _weighted(dataclasses.replace(draft, n_sets=2), few, tell)
             better = _chi2(other, few)
@@ -203,13 +216,57 @@ def prepare(scan: KSpace, asked: Asked, machine: Machine, run: Run, tell: Progre
                 draft, chi2 = other, better
         if chi2 is not None and chi2 > UNEXPLAINED and _complete(scan, patterns):
             draft, chi2 = _loosened(draft, few, chi2)
-    if chi2 is not None and chi2 > UNEXPLAINED:
+    if chi2 is not None and chi2 > UNEXPLAINED and asked.weights is None:
         run.warn(
             f"the image leaves {chi2:.1f} times the noise unexplained; coil maps of cropped data, "
             "motion, a wrong trajectory or EPI phase errors are likely causes"
         )
     _note(draft, patterns, chi2, run)
+    if asked.weights is not None:
+        run.recipe["weights"] = asked.weights.as_dict()
+        told = asked.weights.outside(run.qc["acceleration"], run.noise["relative_sigma"])
+        run.warn(*([f"outside of what the weights were trained on: {told}"] if told else []))
     return draft
+
+
+def _method(asked: Asked, scan: KSpace) -> tuple[Reconstructor, Mapping[str, Any]]:
+    """The method, with its weights where it has some.
+
+    Raises:
+        InputError: A net cannot take the scan.
+    """
+    if asked.weights is None:
+        return reconstructor(asked.recipe)
+    if scan.trajectory is not None:
+        raise InputError("its samples lie off the grid", "nets take Cartesian scans only")
+    return asked.weights.build()
+
+
+def drafted(
+    scan: KSpace,
+    asked: Asked,
+    machine: Machine,
+    run: Run,
+    tell: Progress,
+    method: Reconstructor,
+    settled: Mapping[str, Any],
+) -> Prepared:
+    """A scan of which slices and coils are known, with one set of maps and its own scale.
+
+    Raises:
+        InputError: The scan cannot be reconstructed; the message says why.
+    """
+    run.warn(*scan.warnings)
+    with run.stage("transform"):
+        tell("transform", 0, 1)
+        slices = Slices.of(scan)
+    few = few_of(slices)
+    patterns = [slices.sampling(k) for k in few]
+    _refuse_missing(scan, patterns)
+    with run.stage("coils"):
+        tell("look at coils", 0, 1)
+        chain, receivers, block = _chain(slices, few, patterns, asked, machine, run, method)
+    return Prepared(slices, asked, machine, method, chain, receivers, block, 1, 1.0, None, settled)
 
 
 def reconstruct(ready: Prepared, run: Run, tell: Progress) -> Reconstructed:
@@ -252,11 +309,16 @@ def batch_of(ready: Prepared, which: Sequence[int]) -> Acquired:
     trajectory = None
     if slices.scan.trajectory is not None:
         trajectory = torch.from_numpy(slices.scan.trajectory).to(kspace.device)
+    outside = None
+    if ready.asked.weights is not None:
+        edges = np.stack([edge(slices.sampling(k)) for k in which])
+        outside = torch.from_numpy(edges)[:, None].to(sampling)
     return Acquired(
         kspace=kspace,
         sampling=sampling,
-        coil_maps=_maps(ready, which, kspace, trajectory)[0],
+        coil_maps=maps_of(ready, which, kspace, trajectory)[0],
         sigma=float(ready.chain.sigma.mean()) / ready.scale,
+        edge=outside,
         trajectory=trajectory,
     )
 
@@ -285,10 +347,10 @@ def _back(ready: Prepared) -> Tensor:
     return ready.chain.back
 
 
-def _few(n: int) -> list[int]:
-    """Slices that are looked at, the ends of the scan left out."""
-    count = min(n, LOOKED_AT)
-    return sorted({int((k + 0.5) * n / count) for k in range(count)})
+def few_of(slices: Slices, most: int = LOOKED_AT) -> list[int]:
+    """Slices that are looked at, evenly spaced, the ends of the scan left out."""
+    count = min(slices.n, most)
+    return sorted({int((k + 0.5) * slices.n / count) for k in range(count)})
 
 
 def _refuse_missing(scan: KSpace, patterns: Sequence[NDArray[np.bool_]]) -> None:
@@ -430,7 +492,7 @@ def _centre(ready: Prepared, kspace: Tensor, trajectory: Tensor | None) -> Tenso
     return to_kspace(images)[..., ys, xs]
 
 
-def _maps(
+def maps_of(
     ready: Prepared, which: Sequence[int], kspace: Tensor, trajectory: Tensor | None
 ) -> tuple[Tensor, Tensor | None]:
     """Coil maps (B, set, coil, H, W) of some slices and their eigenvalues."""
@@ -472,7 +534,7 @@ def _sets(ready: Prepared, few: Sequence[int]) -> tuple[int, float | None]:
         kspace = ready.chain(ready.slices.kspace([k]))
         trajectory = ready.slices.scan.trajectory
         path = None if trajectory is None else torch.from_numpy(trajectory).to(kspace.device)
-        _, values = _maps(wide, [k], kspace, path)
+        _, values = maps_of(wide, [k], kspace, path)
         assert values is not None
         inside = object_of(_centre(ready, kspace, path), ready.slices.shape)
         shares.append(folded(values, inside))

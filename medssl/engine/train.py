@@ -1,14 +1,14 @@
 """One method, many scans: look at each, learn from crops of all, able to stop at any time."""
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from medssl import config
-from medssl.core.batch import Noisy
 from medssl.core.errors import (
     InputError,
     MedsslError,
@@ -18,43 +18,22 @@ from medssl.core.errors import (
     naming,
 )
 from medssl.core.run import plain, versions
-from medssl.data.pool import Pool, Sampling, batches, fixed_batch
-from medssl.engine import choose, infer
-from medssl.engine.archive import Archive, HeldScan, Look, groups_of, hold, look_at, parted, short
-from medssl.engine.build import restorer
+from medssl.engine.archive import Archive, Looked, groups_of, parted, short
 from medssl.engine.checkpoint import pack, unpack
+from medssl.engine.course import Course, Progress
 from medssl.engine.device import Machine
 from medssl.engine.fit import Fitting, go_on
-from medssl.engine.predict import predict
-from medssl.engine.settle import settle
+from medssl.engine.learn_denoise import DenoiseCourse
+from medssl.engine.learn_recon import ReconCourse
 from medssl.engine.stop import Stop, stopping
 from medssl.engine.wanted import Wanted
-from medssl.engine.weights import Compared, Seen
 from medssl.io import journal, weights
 from medssl.io.folder import Found
-from medssl.io.limits import Limits
 from medssl.io.run_folder import RunFolder
-from medssl.method import Restorer
-from medssl.physics.noise_level import NoiseEstimate
+from medssl.method import Method
 
-Progress = Callable[[str, int, int], None]
-"""Told the stage, how much is done, and how much there is."""
-MOST_HELD = 16
-"""Scans in memory at once, if they fit."""
-SHARE_OF_MEMORY = 0.25
-"""Of what is free, for scans in memory."""
-SLOWEST_TURN = 25
-"""Steps after which another scan is read at the latest."""
-TEST_CROPS = 16
-"""Crops of patients that are only tested on, in one batch, if they are not too large."""
-TEST_VOXELS = 1 << 19
-"""Of these crops together."""
 MOST_LINES = 2000
 """Of `metrics.jsonl`, about."""
-LARGEST_CROP = 256
-"""Side of the crops, in voxels, where the recipe takes whole slices."""
-COMPARED = 2
-"""Held-out scans that the default method restores too."""
 GO_ON = "go on with --resume"
 
 
@@ -74,6 +53,7 @@ class _Journey:
     """What the steps of one call share."""
 
     wanted: Wanted
+    course: Course[Any, Any]
     folder: RunFolder | None
     """None writes nothing."""
     machine: Machine
@@ -82,14 +62,9 @@ class _Journey:
     refused: list[tuple[Found, MedsslError]] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
-    @property
-    def limits(self) -> Limits:
-        """Bounds of what a file may ask for."""
-        return Limits(memory=self.machine.memory)
-
 
 def train(
-    found: Sequence[Found],
+    data: Path,
     wanted: Wanted,
     folder: RunFolder | None,
     machine: Machine,
@@ -100,7 +75,7 @@ def train(
     """Train a method on scans.
 
     Args:
-        found: What may be scans; those that cannot be used are passed over.
+        data: Folder of what may be scans; those that cannot be used are passed over.
         wanted: What is to be trained.
         folder: Where the run goes; None looks at the scans and writes nothing.
         machine: Where it runs.
@@ -119,10 +94,12 @@ def train(
         InterruptedRunError: Stopped, and saved.
         TerminatedRunError: Stopped, and saved.
     """
-    if not found:
-        raise InputError("no scan was found", "give a folder of NIfTI, DICOM, PNG or NPY scans")
+    course = _course(wanted, machine, progress)
+    found = course.find(data)
+    if not found and course.needs_scans:
+        raise InputError("no scan was found", course.remedy)
     with stopping() as stop:
-        journey = _Journey(wanted, folder, machine, progress, stop)
+        journey = _Journey(wanted, course, folder, machine, progress, stop)
         record: dict[str, Any] = {"wanted": wanted.as_tree(), "phase": "looking"}
         if folder is not None and resume and folder.begun:
             record = folder.record()
@@ -137,7 +114,12 @@ def train(
         else:
             scans = _looked_at(journey, found)
         archive = parted(scans, wanted.train.held_out)
-        method, settled = restorer(wanted.recipe, archive.facts)
+        try:
+            method, settled = course.method(archive)
+        except InputError:
+            if folder is not None and record.get("phase") == "looking":
+                folder.discard()
+            raise
         if record.get("phase") != "learning":
             record |= _begun(journey, archive, method, settled)
             if folder is not None:
@@ -148,14 +130,20 @@ def train(
         return Outcome(record, refused, tuple(journey.warnings))
 
 
-def _looked_at(journey: _Journey, found: Sequence[Found]) -> list[tuple[Found, Look]]:
+def _course(wanted: Wanted, machine: Machine, tell: Progress) -> Course[Any, Any]:
+    """What its task brings."""
+    if wanted.recipe.task == "denoise":
+        return DenoiseCourse(wanted, machine, tell)
+    return ReconCourse(wanted, machine, tell)
+
+
+def _looked_at(journey: _Journey, found: Sequence[Found]) -> list[tuple[Found, Looked]]:
     """The scans that can be used; those that an earlier call looked at are known."""
-    wanted, folder = journey.wanted, journey.folder
-    method, _ = restorer(wanted.recipe)
-    known: dict[str, Look] = {}
+    course, folder = journey.course, journey.folder
+    known: dict[str, Looked] = {}
     if folder is not None:
         journal.keep(folder.scans, lambda _: True)  # a kill may have torn the last line
-        known = _looks(folder)
+        known = _looks(folder, course)
     groups = groups_of(found)
     scans = []
     for k, one in enumerate(found):
@@ -167,7 +155,7 @@ def _looked_at(journey: _Journey, found: Sequence[Found]) -> list[tuple[Found, L
             continue
         try:
             with naming(one.path):
-                look = look_at(one, groups[one.id], wanted.noise, method, journey.limits)
+                look = course.look(one, groups[one.id])
         except MedsslError as error:
             journey.refused.append((one, error))
             continue
@@ -182,25 +170,25 @@ def _looked_at(journey: _Journey, found: Sequence[Found]) -> list[tuple[Found, L
         for one, refusal in journey.refused:
             fact = {"code": refusal.code, "fact": refusal.fact, "remedy": refusal.remedy}
             journal.append(folder.failures, {"id": short(one.id)} | fact)
-    if not scans:
+    if not scans and course.needs_scans:
         if folder is not None:
             folder.discard()
         raise InputError(
             f"none of {len(found)} scans can be learnt from, "
             f"the first because: {journey.refused[0][1].fact}",
-            "give a folder of NIfTI, DICOM, PNG or NPY scans",
+            course.remedy,
         )
     return sorted(scans, key=lambda scan: scan[1].id)
 
 
-def _recalled(journey: _Journey, found: Sequence[Found]) -> list[tuple[Found, Look]]:
+def _recalled(journey: _Journey, found: Sequence[Found]) -> list[tuple[Found, Looked]]:
     """The scans that a run learns from, found again.
 
     Raises:
         InputError: Some are gone.
     """
     assert journey.folder is not None
-    known = _looks(journey.folder)
+    known = _looks(journey.folder, journey.course)
     here = {short(one.id): one for one in found}
     gone = known.keys() - here.keys()
     if gone:
@@ -216,30 +204,17 @@ def _recalled(journey: _Journey, found: Sequence[Found]) -> list[tuple[Found, Lo
 
 
 def _begun(
-    journey: _Journey, archive: Archive, method: Restorer, settled: dict[str, Any]
+    journey: _Journey, archive: Archive[Looked], method: Method[Any], settled: dict[str, Any]
 ) -> dict[str, Any]:
     """What is settled before the first step and never changes."""
-    wanted, looks = journey.wanted, archive.looks
-    largest = max(look.n_bytes for look in looks)
-    n_held = int(SHARE_OF_MEMORY * journey.limits.pixels) // largest
-    if not archive.test and wanted.train.held_out > 0:
-        journey.warnings.append("too few patients to keep one for testing; no held-out loss")
-    unsure = sum(look.unsure for look in looks)
-    if unsure:
-        journey.warnings.append(
-            f"the law of the noise is not sure in {unsure} of {len(looks)} scans"
-        )
+    journey.warnings += journey.course.doubts(archive)
     return {
         "phase": "learning",
         "complete": False,
-        "recipe": plain(config.as_tree(wanted.recipe, settled)),
-        "seen": plain(dataclasses.asdict(Seen.of(looks, len(archive.test), method.crop_axes))),
+        "recipe": plain(config.as_tree(journey.wanted.recipe, settled)),
         "failed": len(journey.refused),
         "parameters": sum(p.numel() for p in method.parameters()),
-        "sampling": {
-            "hold": max(1, min(MOST_HELD, n_held, len(archive.learn))),
-            "turn": max(1, min(SLOWEST_TURN, wanted.train.steps // len(archive.learn))),
-        },
+        **plain(journey.course.facts(archive, method)),
         "device": journey.machine.device.type,
         "threads": journey.machine.threads,
         "versions": versions(),
@@ -249,62 +224,27 @@ def _begun(
 def _learn(
     journey: _Journey,
     folder: RunFolder,
-    archive: Archive,
-    method: Restorer,
+    archive: Archive[Looked],
+    method: Method[Any],
     record: dict[str, Any],
 ) -> None:
     """Take the steps that are left and write the weights."""
-    wanted = journey.wanted
-    train = wanted.train
-    if archive.test:
-        train = dataclasses.replace(train, check_every=train.check_every or train.save_every)
+    course, train = journey.course, journey.wanted.train
     method.to(journey.machine.device)
-    noises: dict[str, NoiseEstimate] = {}
-    size = train.crop or LARGEST_CROP
-    sampling = Sampling(
-        axes=method.crop_axes,
-        size=size,
-        count=train.batch,
-        seed=wanted.seed,
-        device=journey.machine.device,
-    )
-
-    def held_scan(scan: tuple[Found, Look]) -> HeldScan:
-        found, look = scan
-        with naming(found.path):
-            held = hold(found, wanted.noise, method, journey.limits, noises.get(look.id))
-        if held.scale.noise.sigma_map is None and held.scale.noise.spectrum is None:
-            noises[look.id] = held.scale.noise  # small, and read again at every turn
-        return held
-
     try:
-        held = None
-        if archive.test:
-            count = min(TEST_CROPS, max(2, TEST_VOXELS // size**method.crop_axes))
-            some = archive.test[:count]
-            held = fixed_batch(
-                map(held_scan, some),
-                [look.shape for _, look in some],
-                dataclasses.replace(sampling, count=count),
-            )
+        held = course.held(archive, method)
+        if held is not None:
+            train = dataclasses.replace(train, check_every=train.check_every or train.save_every)
         fitting = Fitting(method, train, held)
         _catch_up(journey, folder, fitting, record)
-        pool = Pool(
-            len(archive.learn),
-            lambda k: held_scan(archive.learn[k]),
-            hold=int(record["sampling"]["hold"]),
-            turn=int(record["sampling"]["turn"]),
-            seed=wanted.seed,
-        )
         go_on(
             fitting,
-            batches(pool, sampling, fitting.step, train.steps),
+            course.batches(archive, method, record, fitting.step),
             lambda step, steps, terms: _after(journey, folder, fitting, step, steps, terms),
         )
     except torch.OutOfMemoryError as error:
         raise MemoryLimitError(
-            "one step does not fit into the memory of the device",
-            "lower train.batch or train.crop with --set",
+            "one step does not fit into the memory of the device", course.smaller
         ) from error
     lines = journal.read(folder.metrics)
     record["loss"] = {"last": lines[-1]["loss"] if lines else None}
@@ -312,7 +252,7 @@ def _learn(
         record["loss"] |= {"held_out": fitting.best.lowest, "held_out_at_first": fitting.best.first}
         if fitting.best.lowest >= fitting.best.first:
             journey.warnings.append("the held-out loss never fell; the weights are those of step 0")
-    compared = _compared(journey, map(held_scan, archive.test[:COMPARED]))
+    compared = course.compared(archive, method)
     if compared is not None:
         record["compared"] = dataclasses.asdict(compared)
         journey.warnings += [compared.sentence] if compared.sentence is not None else []
@@ -322,31 +262,8 @@ def _learn(
     folder.write_record(record)
 
 
-def _compared(journey: _Journey, scans: Iterable[HeldScan]) -> Compared | None:
-    """The weights beside the default method, where the check favours neither."""
-    own: list[float] = []
-    others: list[float] = []
-    device, seed = journey.machine.device, journey.wanted.seed
-    for scan in scans:
-        image, noise = scan.image, scan.scale.noise
-        if noise.spectrum is not None:  # the default would believe what the check believes
-            continue
-        journey.tell("compare", len(own), COMPARED)
-        recipe = config.load("denoise", choose.default(noise, "standard"))
-        default, _ = restorer(recipe, choose.facts(image, noise))
-        for scale, errors in (
-            (scan.scale, own),
-            (infer.scaling(default.to(device), image, noise), others),
-        ):
-            settle(scale, image, device, seed)
-            errors.append(predict(scale, image, device, seed).error)
-    if not own:
-        return None
-    return Compared(scans=len(own), error=sum(own) / len(own), default_error=sum(others) / len(own))
-
-
 def _catch_up(
-    journey: _Journey, folder: RunFolder, fitting: Fitting[Noisy], record: Mapping[str, Any]
+    journey: _Journey, folder: RunFolder, fitting: Fitting[Any], record: Mapping[str, Any]
 ) -> None:
     """Bring a fit to the last checkpoint that is whole, and the metrics with it."""
     steps = folder.steps()
@@ -372,7 +289,7 @@ def _catch_up(
 def _after(
     journey: _Journey,
     folder: RunFolder,
-    fitting: Fitting[Noisy],
+    fitting: Fitting[Any],
     step: int,
     steps: int,
     terms: Mapping[str, float],
@@ -394,10 +311,11 @@ def _after(
         journey.stop.leave(f"stopped after step {step} of {steps}, which is saved", GO_ON)
 
 
-def _looks(folder: RunFolder) -> dict[str, Look]:
+def _looks(folder: RunFolder, course: Course[Any, Any]) -> dict[str, Looked]:
     """The scans that the folder knows."""
     try:
-        looks = [config.construct(Look, row, "scans.jsonl") for row in journal.read(folder.scans)]
+        rows = journal.read(folder.scans)
+        looks = [config.construct(course.look_type, row, "scans.jsonl") for row in rows]
     except UsageError as error:
         raise WeightsError("scans.jsonl is damaged", "start anew with --overwrite") from error
     return {look.id: look for look in looks}

@@ -5,12 +5,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from medssl import config
-from medssl.config import Recipe, Train
+from medssl.config import Raw, Recipe, Train
 from medssl.core.errors import UsageError, WeightsError
 from medssl.core.run import plain
 from medssl.engine import estimate
-from medssl.engine.build import restorer
+from medssl.engine.build import reconstructor, restorer
 from medssl.io.run_folder import RECORD
+
+TRAINED = ("denoise", "recon")
+"""Tasks whose recipes can be trained."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +32,7 @@ class Wanted:
         """Check the words before anything is read.
 
         Args:
-            recipe: `denoise/NAME`, `NAME`, or the path of a YAML file.
+            recipe: `denoise/NAME`, `recon/NAME`, `NAME` of the former, or the path of a YAML file.
             settings: Dotted keys of the recipe with other values.
             noise: What was said about the noise of all scans.
             seed: Of every random number.
@@ -38,10 +41,21 @@ class Wanted:
             UsageError: No such recipe or key, another task, or nothing to learn.
         """
         task, _, name = recipe.partition("/")
-        if name and task in config.TASKS and task != "denoise":
-            raise UsageError(f"{task} recipes cannot be trained", "use denoise/NAME")
-        found = config.load("denoise", name if task == "denoise" and name else recipe, settings)
-        restorer(found)
+        if recipe.endswith((".yaml", ".yml")):
+            task, name = config.task_of(recipe), recipe
+        elif not name or task not in config.TASKS:
+            task, name = "denoise", recipe
+        if task not in TRAINED:
+            raise UsageError(f"{task} recipes cannot be trained", "use denoise/NAME or recon/NAME")
+        found = config.load(task, name, settings)
+        if task == "denoise":
+            restorer(found)
+        else:
+            reconstructor(found)
+        if found.task == "recon" and noise.law != "auto":
+            raise UsageError(
+                f"--noise {noise.law} is for images", "leave it out, raw data have normal noise"
+            )
         return cls(recipe=found, train=_checked(found), noise=noise, seed=seed)
 
     @classmethod
@@ -108,4 +122,25 @@ def _checked(recipe: Recipe) -> Train:
             raise UsageError(f"train.{name} is {getattr(train, name)}", f"give {least} or more")
     if not 0 <= train.held_out < 1:
         raise UsageError(f"train.held_out is {train.held_out:g}", "give 0 to less than 1")
+    if recipe.raw is not None:
+        _check_raw(recipe.raw)
     return train
+
+
+def _check_raw(raw: Raw) -> None:
+    """Refuse ways to measure that cannot be.
+
+    Raises:
+        UsageError: With the key and its value.
+    """
+    lawful = {
+        "acceleration": 1 <= raw.acceleration[0] <= raw.acceleration[1],
+        "center": raw.center >= 6,
+        "labelled": 0 <= raw.labelled <= 1,
+        "simulated": raw.simulated >= 0,
+        "size": raw.size >= 32,
+        "noise": 0 <= raw.noise[0] <= raw.noise[1],
+    }
+    for name, right in lawful.items():
+        if not right:
+            raise UsageError(f"raw.{name} is {getattr(raw, name)}", "see its recipe")

@@ -6,21 +6,22 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Generic, Self, TypeVar
 
 from torch import Tensor
 
 from medssl import config
 from medssl.config import Recipe
 from medssl.core.errors import UsageError, WeightsError, naming, printable
-from medssl.engine.archive import Look
-from medssl.engine.build import restorer
+from medssl.engine.build import reconstructor, restorer
 from medssl.engine.checkpoint import fill
 from medssl.engine.infer import Scaling
+from medssl.engine.noisy_scan import Look
 from medssl.io import weights as files
 from medssl.io.run_folder import RECORD, RunFolder
-from medssl.method import Facts, Restorer
+from medssl.method import Facts, Method, Reconstructor, Restorer
 
+S = TypeVar("S", bound="Seen | SeenRaw")
 BEYOND = 1.5
 """How far outside the range of the training a scan may lie before it is worth a word."""
 
@@ -90,21 +91,49 @@ class Compared:
         )
 
 
+@dataclass(frozen=True, kw_only=True)
+class SeenRaw:
+    """What a reconstruction was trained on; part of `run.json`."""
+
+    learnt: int
+    """Scans of the user that it learnt from."""
+    tested: int
+    """Scans of the user that it was only tested on."""
+    labelled: int
+    """Scans whose truth it saw, generated ones included."""
+    generated: int
+    """Scans that it learnt from and that were generated."""
+    pictures: int
+    """Scans of the user that were magnitude images, measured by simulated coils."""
+    acceleration: tuple[float, float]
+    """Least and largest."""
+    sigma: tuple[float, float]
+    """Least and largest noise, added noise included, where images are about 1."""
+
+    @property
+    def count(self) -> int:
+        """Scans that it learnt from, generated ones included."""
+        return self.learnt + self.generated
+
+
 @dataclass(frozen=True)
-class Trained:
+class Loaded(Generic[S]):
     """A recipe with its weights."""
 
     recipe: Recipe
     """With nothing left to learn."""
-    seen: Seen
+    seen: S
     tensors: Mapping[str, Tensor]
     sha256: str
     """Of the file of weights."""
     compared: Compared | None = None
     """With the default method, where there were held-out scans."""
 
+    task: ClassVar[str]
+    seen_type: ClassVar[type]
+
     @classmethod
-    def load(cls, path: Path, changes: Mapping[str, Any]) -> "Trained":
+    def load(cls, path: Path, changes: Mapping[str, Any]) -> Self:
         """The weights in the folder of a run.
 
         Args:
@@ -112,7 +141,7 @@ class Trained:
             changes: Dotted keys of the recipe with other values.
 
         Raises:
-            WeightsError: Missing, not complete, damaged, or not those of the recipe.
+            WeightsError: Missing, not complete, damaged, of another task, or not of the recipe.
             UsageError: A key that the recipe does not have.
         """
         folder = RunFolder(path.parent if path.is_file() else path)
@@ -122,14 +151,19 @@ class Trained:
                 raise WeightsError(
                     "the training is not complete", "go on with medssl train --resume"
                 )
+            if task_of(record) not in (cls.task, ""):
+                raise WeightsError(
+                    f"the weights are for `medssl {task_of(record)}`",
+                    f"give a training of a {cls.task} recipe",
+                )
             try:
                 sha256 = str(record["weights"]["sha256"])
-                seen = config.construct(Seen, record["seen"], RECORD)
+                seen: Any = config.construct(cls.seen_type, record["seen"], RECORD)
                 compared = record.get("compared")
                 if compared is not None:
                     compared = config.construct(Compared, compared, RECORD)
                 recipe = config.recorded(record["recipe"], {}, RECORD)
-                restorer(recipe)
+                cls._untrained(recipe)
             except (KeyError, TypeError, ValueError, UsageError) as error:
                 raise WeightsError(
                     "its run.json is damaged or of another version of medssl", "train again"
@@ -137,8 +171,39 @@ class Trained:
             recipe = config.recorded(record["recipe"], changes, RECORD)
             recipe = dataclasses.replace(recipe, train=None)
             trained = cls(recipe, seen, files.read(folder.weights, sha256), sha256, compared)
-            trained.build()
+            trained._filled()
         return trained
+
+    @classmethod
+    def _untrained(cls, recipe: Recipe) -> tuple[Method[Any], dict[str, Any]]:
+        """The method of a recipe, and its settled `Config`."""
+        raise NotImplementedError
+
+    def _filled(self) -> tuple[Method[Any], dict[str, Any]]:
+        """The method with its weights, and its settled `Config`.
+
+        Raises:
+            WeightsError: They do not fit.
+        """
+        method, settled = self._untrained(self.recipe)
+        fill(method, self.tensors)
+        method.eval()
+        return method, settled
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for the sidecar."""
+        return {"sha256": self.sha256, "seen": dataclasses.asdict(self.seen)}
+
+
+class Trained(Loaded[Seen]):
+    """Weights of a method that removes noise."""
+
+    task = "denoise"
+    seen_type = Seen
+
+    @classmethod
+    def _untrained(cls, recipe: Recipe) -> tuple[Method[Any], dict[str, Any]]:
+        return restorer(recipe)
 
     def build(self) -> tuple[Restorer, dict[str, Any]]:
         """The method with its weights, and its settled `Config`.
@@ -146,9 +211,8 @@ class Trained:
         Raises:
             WeightsError: They do not fit.
         """
-        method, settled = restorer(self.recipe)
-        fill(method, self.tensors)
-        method.eval()
+        method, settled = self._filled()
+        assert isinstance(method, Restorer)
         return method, settled
 
     def check(self, scale: Scaling, modality: str, facts: Facts) -> list[str]:
@@ -195,9 +259,60 @@ class Trained:
             )
         return found
 
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values for the sidecar."""
-        return {"sha256": self.sha256, "seen": dataclasses.asdict(self.seen)}
+
+class TrainedRecon(Loaded[SeenRaw]):
+    """Weights of a method that makes images of raw data."""
+
+    task = "recon"
+    seen_type = SeenRaw
+
+    @classmethod
+    def _untrained(cls, recipe: Recipe) -> tuple[Method[Any], dict[str, Any]]:
+        return reconstructor(recipe)
+
+    def build(self) -> tuple[Reconstructor, dict[str, Any]]:
+        """The method with its weights, and its settled `Config`.
+
+        Raises:
+            WeightsError: They do not fit.
+        """
+        method, settled = self._filled()
+        assert isinstance(method, Reconstructor)
+        return method, settled
+
+    def outside(self, acceleration: float, sigma: float) -> str | None:
+        """What a user should know before these weights reconstruct a scan.
+
+        Args:
+            acceleration: Of the scan.
+            sigma: Of its noise, where images are about 1.
+        """
+        known = self.seen
+        facts = []
+        if not _within(acceleration, known.acceleration):
+            facts.append(
+                f"R is {acceleration:.2g}, the weights know {known.acceleration[0]:.2g} to "
+                f"{known.acceleration[1]:.2g}"
+            )
+        if sigma > known.sigma[1] * BEYOND:  # less noise than known is no harm
+            facts.append(f"sigma is {sigma:.2g}, the weights know up to {known.sigma[1]:.2g}")
+        return "; ".join(facts) or None
+
+
+def task_of(record: Mapping[str, Any]) -> str:
+    """The task that the record of a run names, `""` where it names none."""
+    recipe = record.get("recipe")
+    task = recipe.get("task") if isinstance(recipe, Mapping) else None
+    return task if task in config.TASKS else ""
+
+
+def refuse_damaged(path: Path, record: Mapping[str, Any]) -> None:
+    """Check the weights of a complete training of any task.
+
+    Raises:
+        WeightsError: Missing or damaged.
+    """
+    (TrainedRecon if task_of(record) == "recon" else Trained).load(path, {})
 
 
 def _range(values: Sequence[float]) -> tuple[float, float]:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from medssl.core.errors import InputError, MedsslError, naming
 from medssl.io.dicom import Source, sources
+from medssl.io.kspace import is_raw
 from medssl.io.limits import Limits
 from medssl.io.read import kind_of
 from medssl.io.series import list_series
@@ -22,6 +23,8 @@ LARGEST_SIDECAR = 1 << 22
 """Bytes; a longer JSON file is none of ours."""
 SUFFIXES = (".nii", ".nii.gz", ".hdr", ".dcm", ".npy", ".png", ".jpg", ".jpeg", ".tif", ".tiff")
 """Of files that were meant as scans, even if they cannot be read."""
+HEADER_OF_PAIR = ".hdr"
+"""Of BART's raw data, which are found by their other file."""
 SECOND_OF_PAIR = (".img", ".img.gz")
 
 
@@ -74,6 +77,31 @@ def find_scans(root: Path, limits: Limits | None = None) -> list[Found]:
                 found += _series(path, group, limits)
             elif kind:
                 found += _file(path, group)
+    return _once(found)
+
+
+def find_raw(root: Path, limits: Limits | None = None) -> list[Found]:
+    """Every file of raw MR data below a folder, each content once, in the order of paths.
+
+    Args:
+        root: The folder; a lone file is a folder of one.
+        limits: Bounds of what it may hold.
+
+    Raises:
+        InputError: Missing, not readable, more files than the limits allow.
+    """
+    if not root.exists():
+        raise InputError("does not exist", "check the path", file=root)
+    if root.is_file():
+        return _once(_file(root, "")) if is_raw(root) else []
+    places = list(_folders(root, limits or Limits()))
+    common = Path(os.path.commonpath([p for p, files in places if files] or [root]))
+    found: list[Found] = []
+    for place, files in places:
+        below = place.relative_to(common).parts if place.is_relative_to(common) else ()
+        for path in files:
+            if path.suffix != HEADER_OF_PAIR and is_raw(path):
+                found += _file(path, below[0] if below else "")
     return _once(found)
 
 

@@ -1,5 +1,6 @@
 """From a batch of k-space to the linear system that its images solve."""
 
+import dataclasses
 from collections.abc import Callable
 
 import torch
@@ -10,6 +11,7 @@ from medssl.core.random import stream
 from medssl.physics.coils import SPATIAL, Sense
 from medssl.physics.nufft import SenseNufft
 from medssl.physics.operator import Operator
+from medssl.physics.sampling import Parting, split
 from medssl.physics.solve import Normal, power_iteration
 
 Solver = Callable[[Normal, Tensor, Tensor | None], Tensor]
@@ -46,6 +48,63 @@ def solved(batch: Acquired, solver: Solver) -> Tensor:
     return torch.fft.fftshift(
         solver(normal, step * torch.fft.ifftshift(b, SPATIAL), start), SPATIAL
     )
+
+
+def known(batch: Acquired) -> Sense:
+    """The model of everything that is known on a grid: what was measured, and zeros at the edge.
+
+    Its adjoint of `batch.kspace` is that of `model`, because k-space is zero at the edge.
+    """
+    sampling = batch.sampling
+    if batch.edge is not None:
+        sampling = torch.maximum(sampling, batch.edge)
+    return Sense(batch.coil_maps, sampling)
+
+
+def with_noise(batch: Acquired, sigma: tuple[float, float]) -> Acquired:
+    """The same measurement with more noise, where something was measured and nowhere else.
+
+    Args:
+        batch: Its generator is the source of chance.
+        sigma: Least and largest standard deviation of the noise that is added to each real
+            component; every problem has one of its own, drawn evenly.
+    """
+    y, before, (low, high) = batch.kspace, batch.level, sigma
+    share = torch.rand(before.shape, generator=batch.generator, device=y.device)
+    level = low + (high - low) * share
+    parts = torch.randn((*y.shape, 2), generator=batch.generator, device=y.device)
+    noise = level * torch.view_as_complex(parts).to(y.dtype)
+    return dataclasses.replace(
+        batch, kspace=y + noise * batch.sampling, sigma=torch.hypot(before, level)
+    )
+
+
+def parted(
+    batch: Acquired, fraction: float, kind: Parting, keep: tuple[int, int]
+) -> tuple[Acquired, Tensor]:
+    """What is left to see of a measurement, and the points (..., 1, H, W) that are kept aside.
+
+    Args:
+        batch: Its generator is the source of chance.
+        fraction: Share of the points that are kept aside.
+        kind: How they are drawn.
+        keep: Central block that stays.
+    """
+    theta, aside = split(batch.sampling, fraction, batch.generator, kind=kind, keep=keep)
+    return dataclasses.replace(batch, kspace=batch.kspace * theta, sampling=theta), aside
+
+
+def unexplained(batch: Acquired, image: Tensor, at: Tensor | None = None) -> Tensor:
+    """(..., coil, H, W) what the images say of the samples less what was measured, 0 elsewhere.
+
+    Args:
+        batch: What was measured.
+        image: (..., set, H, W).
+        at: (..., 1, H, W) points that count; None means all that were measured.
+    """
+    if at is not None:
+        return at * (Sense(batch.coil_maps, at)(image) - batch.kspace)
+    return batch.sampling * (model(batch)(image) - batch.kspace)
 
 
 def data_error(batch: Acquired, image: Tensor, weights: Tensor | None = None) -> Tensor:

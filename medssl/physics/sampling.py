@@ -1,11 +1,17 @@
 """Which points of k-space are measured: patterns, their parts, and what they say of a scan."""
 
+from typing import Literal
+
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from medssl.core.errors import UsageError
 
 Mask = NDArray[np.bool_]
+Parting = Literal["uniform", "gaussian"]
+"""Whether points are drawn with equal chance, or more often near DC."""
 
 
 def central(shape: tuple[int, int], size: tuple[int, int]) -> tuple[slice, slice]:
@@ -184,6 +190,59 @@ def reach(sampling: Mask) -> Mask:
 
     hull = convex_hull_image(sampling, offset_coordinates=False)  # type: ignore[no-untyped-call]
     return np.asarray(hull, bool) | sampling
+
+
+def edge(sampling: Mask) -> Mask:
+    """(H, W) points that the protocol never measures: they count as measured zeros.
+
+    A net that is free to fill them in invents what no scan of the protocol could contradict.
+    """
+    return ~reach(sampling)
+
+
+def split(
+    sampling: Tensor,
+    fraction: float,
+    generator: torch.Generator | None,
+    *,
+    kind: Parting = "uniform",
+    keep: tuple[int, int] = (0, 0),
+) -> tuple[Tensor, Tensor]:
+    """Part the measured points of each problem at random, as SSDU does.
+
+    Args:
+        sampling: (..., 1, H, W), {0, 1}.
+        fraction: Share of the measured points that come second.
+        generator: The source of chance.
+        kind: Drawn with equal chance, or with that of a Gaussian about DC whose standard deviation
+            is a quarter of each side.
+        keep: Central block that always comes first.
+
+    Returns:
+        Two patterns without common points, whose sum is `sampling`.
+    """
+    height, width = sampling.shape[-2:]
+    ys, xs = central((height, width), keep)
+    free = sampling > 0
+    if min(keep) > 0:
+        free = free.clone()
+        free[..., ys, xs] = False
+    chance = torch.rand(sampling.shape, generator=generator, device=sampling.device)
+    score = chance.clamp_min(1e-12).log()
+    if kind == "gaussian":
+        steps = [
+            (torch.arange(n, device=sampling.device) - n // 2) / max((n - 1) / 4, 1)
+            for n in (height, width)
+        ]
+        far = steps[0][:, None].square() + steps[1].square()
+        # the largest of log(u) / w are a draw with weights w without putting back
+        score = score * (far / 2).clamp_max(60).exp()
+    score = score.masked_fill(~free, -torch.inf).flatten(-2)
+    wanted = (fraction * sampling.sum((-2, -1))).round().long()
+    wanted = torch.minimum(wanted, free.sum((-2, -1)))
+    rank = score.argsort(-1, descending=True).argsort(-1)
+    aside = (rank < wanted[..., None]).unflatten(-1, (height, width)).to(sampling)
+    return sampling - aside, aside
 
 
 def withhold(

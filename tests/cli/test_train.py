@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from medssl.data.simulate import phantom, simulate_multicoil
 from medssl.physics.noise import Rician
 from medssl.physics.phantom import head
 
@@ -79,3 +80,38 @@ def test_wrong_weights_leave_nothing(medssl, tmp_path, data, nifti, kind):
     if kind == "law":
         assert "know rician noise, that of this scan is gaussian" in err
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_train_then_recon(medssl, tmp_path):
+    made = simulate_multicoil(phantom((40, 40), 1), 1, n_coils=4)
+    scan = made.measured(0.01, 1).data.transpose(1, 2, 0)[None]
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "scan.hdr").write_text(f"# Dimensions\n{' '.join(map(str, scan.shape))}\n")
+    (data / "scan.cfl").write_bytes(scan.tobytes("F"))
+    run, image = tmp_path / "run", tmp_path / "image.nii.gz"
+    words = ["train", "--recipe", "recon/noise2recon", "--data", data, "-o", run, "--steps", 2]
+    small = ["method.net.stages=1", "raw.simulated=2", "raw.size=32", "raw.acceleration=[2.0, 3.0]"]
+    words += [word for one in small for word in ("--set", one)]
+    code, out, err = medssl(*words, "--set", "raw.center=8")
+    assert code == 0, err
+    assert out.splitlines() == [str(run)]
+    assert "2 steps on 1 scans, 2 generated" in err
+    code, out, _ = medssl("info", run)
+    assert code == 0
+    assert "2 generated, 0 of magnitude images, 3 with a truth" in out
+    assert "R 2 to 3" in out
+    code, _, err = medssl("recon", data / "scan.cfl", "-o", image, "--weights", run)
+    assert code == 0, err
+    assert image.exists()
+    record = json.loads((tmp_path / "image.json").read_text())
+    assert record["medssl"]["method"] == "noise2recon"
+    code, _, err = medssl("denoise", image, "--weights", run, "-q")
+    assert code == 4
+    assert "the weights are for `medssl recon`" in err
+    words = ["recon", data / "scan.cfl", "-o", tmp_path / "no.nii", "--method", "noise2recon"]
+    code, _, err = medssl(*words)
+    assert code == 2
+    assert "has to be trained first" in err
+    words = ["train", "--recipe", "recon/noise2recon", "--data", data, "-o", tmp_path / "no"]
+    assert medssl(*words, "--noise", "rician")[0] == 2

@@ -11,12 +11,16 @@ from medssl import config
 from medssl.core.batch import Noisy
 from medssl.core.random import stream
 from medssl.core.run import Run
-from medssl.engine.build import build, restorer
+from medssl.data.raw import Slice, acquired, stacked
+from medssl.data.simulate import phantom, simulate_multicoil
+from medssl.engine.build import build, reconstructor, restorer
 from medssl.engine.fit import fit
+from medssl.physics.sampling import edge, poisson_disc
 
 METHODS = [(task, name) for task in config.TASKS for name in config.methods(task)]
 RECIPES = [(task, name) for task in config.TASKS for name in config.recipes(task)]
 RESTORERS = [(t, n) for t, n in RECIPES if t == "denoise"]
+RECONSTRUCTORS = [(t, n) for t, n in RECIPES if t == "recon"]
 SIDE = 24
 
 
@@ -38,6 +42,27 @@ def batch(image, method, seed=0):
     if method.domain == "stabilised":
         image, level = image / level, 1.0
     return Noisy(image, sigma=torch.full((), level), generator=stream(seed, "batch"))
+
+
+def measured(shape, seed=0, chance=0, *, whole=True):
+    """Undersampled k-space of a phantom with its truth, maps, and some noise."""
+    made = simulate_multicoil(phantom(shape, seed), seed, n_coils=4)
+    data = torch.from_numpy(made.measured(0.01, seed).data)
+    pattern = poisson_disc(shape, 2.5, (8, 8), seed)
+    one = Slice(data, made.coil_maps[None], 0.01, None, None if whole else 0)
+    found = acquired(one, (pattern, edge(pattern)))
+    return dataclasses.replace(found, generator=stream(chance, "batch"))
+
+
+def small(task, name, **changes):
+    """A recipe whose weight of the prior is given and whose net is small."""
+    recipe = config.load(task, name)
+    values = dict(recipe.values)
+    if recipe.train is not None:
+        values["net"] = {"stages": 2, "denoiser": {"depth": 3, "width": 8, "zero_last": True}}
+    elif "lambda_" in build(recipe)[1]:
+        values["lambda_"] = 0.01
+    return dataclasses.replace(recipe, values=values | changes)
 
 
 @pytest.mark.parametrize(("task", "name"), METHODS)
@@ -131,6 +156,87 @@ def test_the_loss_falls(task, name):
 
     before = loss()
     fit(method, [batch(image, method, seed=k) for k in range(25)], train)
+    assert loss() < before
+
+
+@pytest.mark.parametrize(("task", "name"), RECONSTRUCTORS)
+@pytest.mark.parametrize("shape", [(32, 32), (33, 26)])
+def test_images_are_of_the_shape_of_the_maps_and_finite(task, name, shape):
+    method, _ = reconstructor(small(task, name))
+    batch = measured(shape)
+    if not method.needs_maps:
+        batch = without_maps(batch)
+    with torch.no_grad():
+        image = method.restore(batch)
+        again = method.restore(batch)
+    assert image.shape == (1, batch.coil_maps.shape[1], *shape)
+    assert image.is_complex()
+    assert torch.isfinite(torch.view_as_real(image)).all()
+    assert torch.equal(image, again)
+
+
+def without_maps(batch):
+    """Every coil as an image of its own."""
+    n_coils = batch.kspace.shape[1]
+    one = torch.eye(n_coils, dtype=batch.kspace.dtype)[None, ..., None, None]
+    maps = one.expand(len(batch.kspace), -1, -1, *batch.kspace.shape[-2:])
+    return dataclasses.replace(batch, coil_maps=maps)
+
+
+@pytest.mark.parametrize(("task", "name"), RECONSTRUCTORS)
+def test_a_batch_of_slices_equals_them_one_by_one(task, name):
+    method, _ = reconstructor(small(task, name))
+    parts = [measured((32, 32), seed=k) for k in range(2)]
+    if not method.needs_maps:
+        parts = [without_maps(p) for p in parts]
+    with torch.no_grad():
+        together = method.restore(stacked(parts))
+        alone = torch.cat([method.restore(dataclasses.replace(p)) for p in parts])
+    assert torch.allclose(together, alone, atol=1e-4 * float(together.abs().max()))
+
+
+LEARNERS = [
+    pytest.param(name, whole, id=f"{name}-{'truth' if whole else 'none'}")
+    for _, name in RECONSTRUCTORS
+    if config.load("recon", name).train is not None
+    for whole in (True, False)
+    if whole or reconstructor(config.load("recon", name))[0].learns_from == "none"
+]
+
+
+@pytest.mark.parametrize(("name", "whole"), LEARNERS)
+def test_learning_to_reconstruct_is_repeatable_and_reaches_every_parameter(name, whole):
+    recipe = small("recon", name)
+    train = dataclasses.replace(recipe.train, steps=3)
+    states, losses = [], []
+    for _ in range(2):
+        torch_state = torch.get_rng_state()
+        method, _ = reconstructor(recipe)
+        batches = [measured((32, 32), seed=k, chance=k, whole=whole) for k in range(3)]
+        losses.append(fit(method, batches, train))
+        assert torch.equal(torch_state, torch.get_rng_state())
+        states.append(method.state_dict())
+        for key, parameter in method.named_parameters():
+            assert parameter.grad is not None, key
+            assert torch.isfinite(parameter.grad).all(), key
+    assert losses[0] == losses[1]
+    assert all(torch.equal(states[0][k], states[1][k]) for k in states[0])
+
+
+@pytest.mark.parametrize(("name", "whole"), LEARNERS)
+def test_the_loss_of_a_reconstruction_falls(name, whole):
+    recipe = small("recon", name)
+    train = dataclasses.replace(recipe.train, steps=25, schedule="constant", lr=5.0e-3)
+    method, _ = reconstructor(recipe)
+
+    def loss():
+        """On chances that the steps do not see."""
+        with torch.no_grad():
+            seen = [measured((32, 32), chance=99 + k, whole=whole) for k in range(3)]
+            return float(sum(sum(method.loss(one).values()) for one in seen))
+
+    before = loss()
+    fit(method, [measured((32, 32), chance=k, whole=whole) for k in range(25)], train)
     assert loss() < before
 
 

@@ -21,7 +21,8 @@ from medssl.core.errors import (
     UsageError,
     WeightsError,
 )
-from medssl.engine.archive import Look, parted
+from medssl.engine.archive import parted
+from medssl.engine.noisy_scan import Look, facts_of
 from medssl.io import journal, weights
 from medssl.io.memory import from_array
 from medssl.io.run_folder import RunFolder
@@ -81,7 +82,7 @@ def run(trained, tmp_path):
 @pytest.fixture
 def quick(monkeypatch):
     """No comparison with the default method, which takes a second."""
-    monkeypatch.setattr("medssl.engine.train.COMPARED", 0)
+    monkeypatch.setattr("medssl.engine.learn_denoise.COMPARED", 0)
 
 
 def stopping_at(step):
@@ -384,7 +385,7 @@ def test_patients_are_not_parted():
     learn, test = ({s.group for _, s in part} for part in (split.learn, split.test))
     assert not learn & test
     assert len(test) == 2
-    assert parted(scans[::-1], 0.2).facts == split.facts
+    assert facts_of(parted(scans[::-1], 0.2).looks) == facts_of(split.looks)
     assert {s.group for _, s in parted(scans[::-1], 0.2).test} == test
     assert not parted(scans, 0.0).test
     assert not parted(scans[:1], 0.5).test
