@@ -337,10 +337,13 @@ def _pictures(ready: Prepared, which: Sequence[int]) -> tuple[Any, Any]:
 
 
 def _start(batch: Acquired) -> Tensor:
-    """Gridding with weights of the samples' density."""
+    """Gridding with weights of the samples' density, as bright as the samples say."""
     assert batch.trajectory is not None
-    weighted = batch.kspace * density(batch.trajectory)
-    return SenseNufft(batch.coil_maps, batch.trajectory).adjoint(weighted)
+    shots = SenseNufft(batch.coil_maps, batch.trajectory)
+    image = shots.adjoint(batch.kspace * density(batch.trajectory))
+    seen = shots(image)
+    size = torch.vdot(seen.flatten(), batch.kspace.flatten()) / seen.abs().square().sum()
+    return image * size.abs()
 
 
 def _back(ready: Prepared) -> Tensor:
