@@ -15,6 +15,7 @@ from pydicom.dataset import Dataset
 from torch import Tensor
 
 from medssl.core.errors import InputError, MedsslError, QualityError, UsageError, naming
+from medssl.core.geometry import Geometry
 from medssl.core.image import Image, Stored
 from medssl.core.kspace import KSpace
 from medssl.core.run import Run, plain
@@ -36,7 +37,7 @@ from medssl.io.outputs import Outputs
 from medssl.io.read import kind_of, read
 from medssl.io.run_folder import RunFolder
 from medssl.io.series import Series, SeriesOrigin, list_series, read_datasets
-from medssl.io.write import Written, refuse_other_grid, write
+from medssl.io.write import NIFTI_SUFFIXES, Written, refuse_other_grid, write
 from medssl.physics.noise_level import NoiseEstimate
 from medssl.report.loss_curve import loss_curve as draw_losses
 from medssl.report.preview import preview as draw
@@ -469,7 +470,10 @@ def recon(
                 overwrite=overwrite,
             )
         else:
-            written = write(outputs.image, image, overwrite=overwrite)
+            as_file = (
+                image if outputs.image.name.lower().endswith(NIFTI_SUFFIXES) else _rows_first(image)
+            )
+            written = write(outputs.image, as_file, overwrite=overwrite)
         if outputs.preview is not None:
             before = image.with_data(made.zero_filled[None])
             caption = (line, "Research use only. Not a medical device.")
@@ -640,6 +644,13 @@ def _record(ready: Prepared, run: Run, written: Written | None) -> dict[str, Any
         "medssl": facts,
     }
     return plain(record)
+
+
+def _rows_first(image: Image) -> Image:
+    """For files that hold arrays: their axes come in the order of those of the image."""
+    turned = np.ascontiguousarray(image.data[0].T)[None]
+    grid = Geometry.from_spacing(turned.shape[1:], image.spacing[::-1])
+    return dataclasses.replace(image, data=turned, geometry=grid)
 
 
 def _raw_record(scan: KSpace, image: Image, run: Run, written: Written | None) -> dict[str, Any]:
