@@ -213,7 +213,7 @@ def arrange(
         placed,
         _matrix(layout, protocol)[:axes] if min(protocol.wanted) < 1 else None,
         layout.full / layout.shape[1],
-        protocol.acceleration,
+        None if contradictions else protocol.acceleration,  # an open sequence leaves its defaults
         averages,
         frames,
         tuple(warnings),
