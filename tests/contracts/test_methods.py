@@ -114,6 +114,23 @@ def test_a_batch_equals_its_images_one_by_one(task, name):
 
 
 @pytest.mark.parametrize(("task", "name"), RESTORERS)
+def test_a_method_follows_sigma_or_says_that_it_does_not(task, name):
+    recipe = config.load(task, name)
+    method, _ = restorer(recipe)
+    if recipe.train is not None:
+        train = dataclasses.replace(recipe.train, steps=1)
+        fit(method, [batch(scene(1, 1, 32, 32), method)], train)
+    seen = batch(scene(1, 1, SIDE, SIDE), method)
+    with torch.no_grad():
+        once, again, doubled = (
+            method.restore(dataclasses.replace(seen, sigma=s * seen.sigma, generator=stream(0, "")))
+            for s in (1, 1, 2)
+        )
+    assert torch.equal(once, again)
+    assert torch.equal(once, doubled) != method.follows_sigma
+
+
+@pytest.mark.parametrize(("task", "name"), RESTORERS)
 def test_learning_is_repeatable_and_reaches_every_parameter(task, name):
     recipe = config.load(task, name)
     if recipe.train is None:
