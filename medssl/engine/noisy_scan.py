@@ -12,9 +12,8 @@ from medssl.core.errors import InputError
 from medssl.core.image import Image
 from medssl.engine import choose, estimate, infer
 from medssl.engine.archive import short
-from medssl.io.folder import Found
+from medssl.io.folder import Found, read_found
 from medssl.io.limits import Limits
-from medssl.io.read import read
 from medssl.method import Facts, Restorer
 from medssl.physics.noise_level import NoiseEstimate
 
@@ -176,6 +175,6 @@ def _open(
     """A scan and its noise."""
     if found.refusal is not None:
         raise found.refusal
-    image = read(found.path, found.series, limits)
+    image = read_found(found, limits)
     image = dataclasses.replace(image, modality=estimate.modality(image))
     return image, known or estimate.estimate(image, words)
