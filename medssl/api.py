@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -370,13 +371,14 @@ def train(
         wanted = Wanted.of(recipe, changes, estimate.asked(noise, "auto"), seed)
     where = machine(device, memory, threads)
     folder.check(data, overwrite=overwrite, resume=resume)
-    tell("find scans", 0, 1)
-    done = train_on(
-        data, wanted, None if dry_run else folder, where, tell, resume=resume and not overwrite
-    )
-    if not dry_run:
-        with atomic.file(folder.loss_curve, overwrite=True) as sink:
-            sink.write(draw_losses(journal.read(folder.metrics)))
+    with nullcontext() if dry_run else folder.locked():
+        tell("find scans", 0, 1)
+        done = train_on(
+            data, wanted, None if dry_run else folder, where, tell, resume=resume and not overwrite
+        )
+        if not dry_run:
+            with atomic.file(folder.loss_curve, overwrite=True) as sink:
+                sink.write(draw_losses(journal.read(folder.metrics)))
     return Trained(
         folder.path,
         done.record,
