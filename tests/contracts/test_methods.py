@@ -93,6 +93,15 @@ def test_a_recipe_builds_and_says_what_to_expect(task, name):
         }
 
 
+def test_hyphens_and_underscores_in_a_name_do_not_matter():
+    for name in ("cbsn", "c-bsn", "C-BSN", "c_bsn"):
+        assert config.load("denoise", name).name == "cbsn"
+    assert config.load("denoise", "zs-n2n").name == "zs_n2n"
+    for task in config.TASKS:
+        bare = [name.replace("_", "") for name in config.recipes(task)]
+        assert len(set(bare)) == len(bare)
+
+
 @pytest.mark.parametrize(("task", "name"), RESTORERS)
 @pytest.mark.parametrize("shape", [(1, 1, 24, 24), (1, 1, 21, 17), (1, 1, 16, 13, 5)])
 def test_shape_is_kept_and_values_are_finite(task, name, shape):
