@@ -133,6 +133,11 @@ class Mapped(Restorer):
         raise NotImplementedError
 
     @property
+    def map_shared(self) -> bool:
+        """Whether maps that are predicted have one value for all voxels."""
+        raise NotImplementedError
+
+    @property
     def map_words(self) -> str:
         """What else decides how maps filter, in a few words: maps of other words do not fit."""
         raise NotImplementedError

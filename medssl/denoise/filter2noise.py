@@ -99,6 +99,11 @@ class Filter2Noise(Mapped):
         return self.config.patch
 
     @property
+    def map_shared(self) -> bool:
+        """Widths that are numbers, and follow no noise."""
+        return self.config.predictor == "scalar"
+
+    @property
     def map_words(self) -> str:
         """The reach of the filter."""
         return f"window {self.config.window}"
@@ -169,9 +174,9 @@ class Filter2Noise(Mapped):
         clean = as_volume(clean, depth)
         if sigma_maps is not None:
             return clean, sigma_maps
-        every = depth if any(m.shape[2:] != (1, 1) for m in maps) else 1
-        maps = [m if every == depth else m[::depth] for m in maps]
-        return clean, torch.stack([as_volume(m, every) for m in maps], dim=1)
+        if self.map_shared:
+            return clean, torch.stack([as_volume(m[::depth], 1) for m in maps], dim=1)
+        return clean, torch.stack([as_volume(m, depth) for m in maps], dim=1)
 
     def reach(self, sigma_maps: Tensor) -> int:
         """The windows of all stages, one after the other."""

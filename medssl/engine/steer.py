@@ -102,7 +102,7 @@ class Gathered:
     """
 
     def __init__(self, method: Mapped, shape: tuple[int, ...], most: int) -> None:
-        self._patch = method.map_patch
+        self._patch, self._shared = method.map_patch, method.map_shared
         self._shape = shape
         self._most = most
         self._values: NDArray[np.float32] | None = None
@@ -115,15 +115,11 @@ class Gathered:
         grid = []
         for k, (n, core, read) in enumerate(zip(self._shape, tile.core, tile.read, strict=True)):
             length, held = maps.shape[3 + k], read.stop - read.start
-            if length == 1:
-                grid.append(1)
-                place.append(slice(None))
-                source.append(slice(None))
-            elif length == held:
+            if length == held and not self._shared:
                 grid.append(n)
                 place.append(core)
                 source.append(tile.inner[k])
-            else:  # patches are made of whole slices
+            else:  # the same for all, or patches, which are made of whole slices
                 grid.append(length)
                 place.append(slice(None))
                 source.append(slice(None))

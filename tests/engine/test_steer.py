@@ -88,12 +88,16 @@ def test_parts_of_maps_are_those_of_the_whole():
 
 def test_maps_of_tiles_make_those_of_the_whole():
     rng = np.random.default_rng(0)
-    shape, method = (24, 16, 6), filter2noise.Config(predictor="scalar").build()
-    for size, halo, grid in (
-        ((8, 8, 4), (3, 3, 0), shape),
-        ((24, 16, 2), (24, 16, 0), (3, 2, 6)),
-        ((8, 8, 4), (3, 3, 0), (1, 1, 1)),
+    shape = (24, 16, 5)
+    for size, halo, grid, predictor in (
+        ((8, 8, 4), (3, 3, 0), shape, "spatial"),
+        ((8, 1, 1), (0, 0, 0), shape, "spatial"),
+        ((24, 16, 2), (24, 16, 0), (3, 2, 5), "spatial"),
+        ((24, 16, 1), (24, 16, 0), (3, 2, 5), "spatial"),
+        ((8, 8, 4), (3, 3, 0), (1, 1, 1), "scalar"),
+        ((8, 8, 1), (3, 3, 0), (1, 1, 1), "scalar"),
     ):
+        method = filter2noise.Config(predictor=predictor).build()
         whole = torch.from_numpy(rng.uniform(1, 2, (1, 2, 3, *grid)).astype(np.float32))
         gathered = Gathered(method, shape, 1 << 20)
         for tile in tiles(shape, size, halo):
@@ -103,10 +107,10 @@ def test_maps_of_tiles_make_those_of_the_whole():
             ]
             gathered.add(tile, whole[(..., *at)])
         assert np.array_equal(gathered.maps.values, whole[0].numpy())
-    small = Gathered(method, shape, 10)
+    small = Gathered(filter2noise.Config(predictor="spatial").build(), shape, 10)
     small.add(next(tiles(shape, shape, (0, 0, 0))), torch.ones(1, 2, 3, *shape))
     assert small.maps is None
-    assert small.bytes == 4 * 6 * 24 * 16 * 6
+    assert small.bytes == 4 * 6 * 24 * 16 * 5
 
 
 @pytest.mark.parametrize("method", [*METHODS, "collaborative_fast", "total_variation"])
