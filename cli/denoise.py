@@ -49,6 +49,17 @@ def denoise(
     strength: Annotated[
         float | None, typer.Option(help="0 (nothing) to 1 (all); default: the recipe's.")
     ] = None,
+    sigma_maps: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Filter with saved maps; fit nothing.")
+    ] = None,
+    roi: Annotated[
+        list[str] | None,
+        typer.Option(metavar="REGION", help="Voxels x0:x1,y0:y1,z0:z1, or a mask; repeatable."),
+    ] = None,
+    strength_in_roi: Annotated[
+        list[float] | None,
+        typer.Option(help="Of the filter in --roi: 0 (keep), 1 (as elsewhere), up to 10."),
+    ] = None,
     mask: Annotated[Path | None, typer.Option(help="Change voxels only where it is not 0.")] = None,
     series: Series = None,
     bval: Annotated[
@@ -68,6 +79,10 @@ def denoise(
     ] = False,
     residual: Annotated[
         bool, typer.Option("--residual", help="Also write input minus output.")
+    ] = False,
+    save_sigma_maps: Annotated[
+        bool,
+        typer.Option("--save-sigma-maps", "--maps", help="Also write the method's maps of widths."),
     ] = False,
     preview: Annotated[bool, typer.Option(help="Draw OUT.preview.png.")] = True,
     change: Change = None,
@@ -101,6 +116,9 @@ def denoise(
             noise=noise.value,
             coils=coils,
             strength=strength,
+            sigma_maps=sigma_maps,
+            roi=roi,
+            strength_in_roi=strength_in_roi,
             mask=mask,
             series=series,
             bval=bval,
@@ -110,6 +128,7 @@ def denoise(
             dtype=dtype.value,
             noise_map=noise_map,
             residual=residual,
+            save_sigma_maps=save_sigma_maps,
             preview=preview,
             settings=settings(change or []),
             device=device,

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 from torch import Tensor
 
+from medssl.config import Recipe
 from medssl.core.errors import InputError, MedsslError, QualityError, UsageError, naming
 from medssl.core.geometry import Geometry
 from medssl.core.image import Image, Stored
@@ -24,11 +26,13 @@ from medssl.engine import recon as raw_scan
 from medssl.engine.choose import Choice, Quality
 from medssl.engine.device import machine
 from medssl.engine.restore import Prepared, Progress, Request, prepare, restore
+from medssl.engine.steer import Part, Regions, box, checked_strengths
 from medssl.engine.train import train as train_on
 from medssl.engine.wanted import Wanted
 from medssl.engine.weights import refuse_damaged
 from medssl.io import atomic, coil_arrays, journal, raw_dicom, sidecar
 from medssl.io import memory as in_memory
+from medssl.io import sigma_maps as map_files
 from medssl.io.derived import Derivation, derived_datasets
 from medssl.io.gradients import read_b_values
 from medssl.io.kspace import is_raw, read_kspace
@@ -38,13 +42,17 @@ from medssl.io.read import kind_of, read
 from medssl.io.run_folder import RunFolder
 from medssl.io.series import Series, SeriesOrigin, list_series, read_datasets
 from medssl.io.write import NIFTI_SUFFIXES, Written, refuse_other_grid, write
+from medssl.method import Mapped
 from medssl.physics.noise_level import NoiseEstimate
 from medssl.report.loss_curve import loss_curve as draw_losses
 from medssl.report.preview import preview as draw
+from medssl.report.sigma_maps import sigma_maps as draw_maps
 
 Array = NDArray[Any]
 Scan = str | Path | Image | SpatialImage | Array | Tensor | tuple[Array, Array] | Sequence[Dataset]
 """A path, an `Image`, a nibabel image, an array, a tensor, (array, affine), DICOM data sets."""
+Roi = str | Path | Image | Array
+"""Voxels `x0:x1,y0:y1[,z0:z1]` in the order of the image, half open, or a mask on its grid."""
 Leave = Callable[[NDArray[np.float32]], Any]
 
 
@@ -65,8 +73,9 @@ class Denoised:
     """Everything that was written, or would be in a dry run; the image first."""
     table: tuple[str, ...] = ()
     """Of a CT scan, its quality in a few lines."""
-    sigma_maps: NDArray[np.float32] | None = None
-    """Of a method that has them."""
+    sigma_maps: NDArray[np.float64] | None = None
+    """Of a method that has them, (n_stages, 3, *grid): widths along x and y in voxels, and in
+    intensity in image units, before they were edited in regions. For a path only when asked for."""
 
     def __iter__(self) -> Iterator[Any]:
         """Image, sigma maps."""
@@ -84,6 +93,9 @@ def denoise(
     noise: str = "auto",
     coils: float | None = None,
     strength: float | None = None,
+    sigma_maps: str | Path | Array | None = None,
+    roi: Roi | Sequence[Roi] | None = None,
+    strength_in_roi: float | Sequence[float] | None = None,
     mask: str | Path | Image | Array | None = None,
     series: str | None = None,
     bval: str | Path | Sequence[float] | None = None,
@@ -93,6 +105,7 @@ def denoise(
     dtype: Literal["same", "float32"] = "same",
     noise_map: bool = False,
     residual: bool = False,
+    save_sigma_maps: bool = False,
     preview: bool = True,
     settings: Mapping[str, Any] | None = None,
     device: str = "auto",
@@ -119,6 +132,13 @@ def denoise(
         noise: `auto`, `gaussian`, `rician`, `chi`, `poisson` or `gamma`.
         coils: Receiver coils of `chi` whose squares were summed; None estimates them.
         strength: 0 gives the input back bit for bit, 1 the whole change; None is the recipe's.
+        sigma_maps: Maps of an earlier run with the same named method to filter with; nothing is
+            fitted. A file that `save_sigma_maps` wrote, or what `Denoised.sigma_maps` holds.
+        roi: Where the filter is to do more or less, or several such regions; where they overlap,
+            the later one wins.
+        strength_in_roi: Of the filter there: 0 keeps the voxels, 1 changes nothing, up to 10. One
+            for each region, or one for all. The sigma maps of the method are multiplied by it, or
+            else the noise that it believes in.
         mask: Voxels that may change: where it is not 0, on the image's grid.
         series: Which DICOM series: number, UID, or text of its description.
         bval: b-values (s/mm^2) of the volumes of a diffusion series, or FSL's file of them; None
@@ -129,6 +149,7 @@ def denoise(
         dtype: `same` stored type as the input, or float32.
         noise_map: Also write the standard deviation of the noise at each voxel.
         residual: Also write input minus output.
+        save_sigma_maps: Also write the maps of the method, and draw them with `preview`.
         preview: Also draw a picture of before, after, residual and noise.
         settings: Dotted keys of the recipe with other values, as `{"train.steps": 60}`.
         device: `auto`, `cpu`, `cuda`, `cuda:1`, `mps`.
@@ -158,6 +179,10 @@ def denoise(
     words = estimate.asked(noise, number, coils)
     trained = None if weights is None else Path(weights)
     request = Request.of(method, settings or {}, words, strength, seed, quality, trained)
+    steered = None if sigma_maps is None else request.mapped("--sigma-maps")
+    if save_sigma_maps:
+        request = request.saving_maps()
+    asked_regions, strengths = _regions(roi, strength_in_roi)
     where = machine(device, memory, threads)
     run = Run("denoise", seed=seed)
     tell = progress or _say_nothing
@@ -173,6 +198,18 @@ def denoise(
         if mapped is not None:
             words = estimate.with_map(words, _sigma_map(mapped, image, limits))
             request = dataclasses.replace(request, noise=words)
+        if isinstance(sigma_maps, np.ndarray):
+            request = dataclasses.replace(request, sigma_maps=sigma_maps.astype(np.float64))
+        elif sigma_maps is not None:
+            assert steered is not None
+            assert request.recipe is not None
+            steers = _steers(steered, request.recipe)
+            widths = map_files.read(Path(sigma_maps), image, steers, limits)
+            request = dataclasses.replace(request, sigma_maps=widths)
+        if asked_regions:
+            masks = [_region(one, image, limits) for one in asked_regions]
+            found = Regions.of(masks, strengths, image.shape)
+            request = dataclasses.replace(request, regions=found)
     outputs = None
     if isinstance(x, (str, Path)):
         outputs = Outputs.named(
@@ -183,8 +220,11 @@ def denoise(
             preview=preview,
             noise_map=noise_map,
             residual=residual,
+            sigma_maps=save_sigma_maps,
         )
         outputs.check(Path(x), overwrite=overwrite)
+        if isinstance(sigma_maps, (str, Path)) and outputs.sigma_maps is not None:
+            atomic.check_target(outputs.sigma_maps, overwrite=overwrite, source=Path(sigma_maps))
     elif out is not None:
         raise UsageError("out= goes with a path", "use medssl.write for images in memory")
     tell("estimate noise", 0, 1)
@@ -195,7 +235,8 @@ def denoise(
         record = _record(ready, run, None) | {"outputs": _names(outputs)}
         files = () if outputs is None else outputs.all
         return Denoised(None, ready.noise, ready.choice, run.qc, record, line, files)
-    data = restore(ready, allowed, run, tell)
+    done = restore(ready, allowed, run, tell, keep_maps=save_sigma_maps or outputs is None)
+    data = done.data
     failed = ct_report.failures(run.qc["ct"]) if strict and "ct" in run.qc else []
     if failed:
         raise QualityError("; ".join(failed), "lower --strength or leave out --strict")
@@ -203,9 +244,24 @@ def denoise(
     if outputs is None:
         made = leave(data)
         record = _record(ready, run, None)
-        return Denoised(made, ready.noise, ready.choice, run.qc, record, line, table=table)
+        return Denoised(
+            made,
+            ready.noise,
+            ready.choice,
+            run.qc,
+            record,
+            line,
+            table=table,
+            sigma_maps=done.sigma_maps,
+        )
     tell("write", 0, 1)
     atomic.remove(outputs.sidecar)
+    for stale in (outputs.sigma_maps, outputs.sigma_maps_picture):
+        if stale is not None:
+            atomic.remove(stale)
+    if save_sigma_maps and done.sigma_maps is None:
+        run.warn("there are no sigma maps to save, since nothing was filtered with any")
+        outputs = dataclasses.replace(outputs, sigma_maps=None, sigma_maps_picture=None)
     with run.stage("write"):
         clean = ready.image.with_data(data)
         written = write(
@@ -220,10 +276,20 @@ def denoise(
         if 1000 * written.clipped > written.voxels:
             run.warn(f"{written.clipped} voxels did not fit into the stored range and were clipped")
         _write_extras(outputs, ready, data, line, overwrite)
+        if done.sigma_maps is not None:
+            _write_maps(outputs, ready, done.sigma_maps, overwrite)
     record = _record(ready, run, written) | {"outputs": _names(outputs)}
     sidecar.write(outputs.sidecar, record, overwrite=overwrite)
     return Denoised(
-        outputs.image, ready.noise, ready.choice, run.qc, record, line, outputs.all, table
+        outputs.image,
+        ready.noise,
+        ready.choice,
+        run.qc,
+        record,
+        line,
+        outputs.all,
+        table,
+        done.sigma_maps,
     )
 
 
@@ -306,13 +372,14 @@ def train(
         wanted = Wanted.of(recipe, changes, estimate.asked(noise, "auto"), seed)
     where = machine(device, memory, threads)
     folder.check(data, overwrite=overwrite, resume=resume)
-    tell("find scans", 0, 1)
-    done = train_on(
-        data, wanted, None if dry_run else folder, where, tell, resume=resume and not overwrite
-    )
-    if not dry_run:
-        with atomic.file(folder.loss_curve, overwrite=True) as sink:
-            sink.write(draw_losses(journal.read(folder.metrics)))
+    with nullcontext() if dry_run else folder.locked():
+        tell("find scans", 0, 1)
+        done = train_on(
+            data, wanted, None if dry_run else folder, where, tell, resume=resume and not overwrite
+        )
+        if not dry_run:
+            with atomic.file(folder.loss_curve, overwrite=True) as sink:
+                sink.write(draw_losses(journal.read(folder.metrics)))
     return Trained(
         folder.path,
         done.record,
@@ -553,21 +620,48 @@ def _enter(
     )
 
 
-def _mask(mask: str | Path | Image | Array, image: Image, limits: Limits) -> NDArray[np.bool_]:
-    """(*spatial) where voxels may change."""
+def _steers(method: Mapped, recipe: Recipe) -> map_files.Steers:
+    """What the maps of a method are made for."""
+    return map_files.Steers(method=recipe.method, words=method.map_words, patch=method.map_patch)
+
+
+def _regions(
+    roi: Roi | Sequence[Roi] | None, strength: float | Sequence[float] | None
+) -> tuple[list[Roi], tuple[float, ...]]:
+    """Regions and their strengths, one for each, before anything is read."""
+    regions: list[Roi] = []
+    if isinstance(roi, (str, Path, Image, np.ndarray)):
+        regions = [roi]
+    elif roi is not None:
+        regions = list(roi)
+    strengths = [strength] if isinstance(strength, (int, float)) else list(strength or ())
+    if bool(regions) != bool(strengths):
+        lacking, there = ("--roi", "--strength-in-roi")[:: 1 if strengths else -1]
+        raise UsageError(f"{there} says nothing without {lacking}", f"add {lacking}")
+    return regions, checked_strengths(len(regions), strengths) if regions else ()
+
+
+def _region(roi: Roi, image: Image, limits: Limits) -> NDArray[np.bool_] | Part:
+    """A box of voxels, or a mask of them."""
+    part = box(roi, image.shape) if isinstance(roi, str) else None
+    return _mask(roi, image, limits, "region") if part is None else part
+
+
+def _mask(mask: Roi, image: Image, limits: Limits, what: str = "mask") -> NDArray[np.bool_]:
+    """(*spatial) where a mask is not 0."""
     if isinstance(mask, np.ndarray):
         if mask.shape != image.shape:
             raise InputError(
-                f"the mask has shape {mask.shape}, the image {image.shape}",
+                f"the {what} has shape {mask.shape}, the image {image.shape}",
                 "bring it onto the image's grid",
             )
         chosen = mask != 0
     else:
         given = mask if isinstance(mask, Image) else read(mask, None, limits)
-        refuse_other_grid(image, given, "mask")
+        refuse_other_grid(image, given, what)
         chosen = given.data[0] != 0
     if not chosen.any():
-        raise InputError("the mask is empty", "mark the voxels that may change with 1")
+        raise InputError(f"the {what} is empty", "mark the voxels that it is about with 1")
     return chosen
 
 
@@ -600,6 +694,22 @@ def _write_extras(
         content = draw(image, data, lambda part: ready.noise_map(data, part), caption)
         with atomic.file(outputs.preview, overwrite=overwrite) as sink:
             sink.write(content)
+
+
+def _write_maps(
+    outputs: Outputs, ready: Prepared, values: NDArray[np.float64], overwrite: bool
+) -> None:
+    """The sigma maps as a file, and drawn."""
+    assert ready.scale is not None
+    method = ready.scale.method
+    assert isinstance(method, Mapped)
+    if outputs.sigma_maps is not None:
+        steers = _steers(method, ready.choice.recipe)
+        map_files.write(outputs.sigma_maps, values, ready.image, steers, overwrite=overwrite)
+    if outputs.sigma_maps_picture is not None:
+        labels = None if ready.regions is None else ready.regions.labels
+        with atomic.file(outputs.sigma_maps_picture, overwrite=overwrite) as sink:
+            sink.write(draw_maps(values, ready.image, labels))
 
 
 def _write_float(target: Path, like: Image, data: NDArray[np.float32], overwrite: bool) -> None:

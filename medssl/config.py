@@ -148,7 +148,7 @@ def load(task: str, name: str, changes: Mapping[str, Any] | None = None) -> Reci
 
     Args:
         task: `denoise`, `recon`, `pretrain` or `segment`.
-        name: A recipe's name (hyphen and underscore are the same) or the path of a YAML file.
+        name: A recipe's name (hyphens and underscores do not matter) or the path of a YAML file.
         changes: Dotted keys, as in `{"method.block": [4, 4, 4], "train.steps": 10}`.
 
     Raises:
@@ -160,12 +160,12 @@ def load(task: str, name: str, changes: Mapping[str, Any] | None = None) -> Reci
         if not file.is_file():
             raise UsageError("the recipe does not exist", "check its path", file=name)
     else:
-        stem = name.replace("-", "_")
         known = recipes(task)
-        if stem not in known:
+        stem = next((one for one in known if _bare(one) == _bare(name)), "")
+        if not stem:
             raise UsageError(
                 f"there is no {task} method {printable(name)!r}",
-                nearest(stem, known) + f"`medssl methods` lists {len(known)}",
+                nearest(name.replace("-", "_"), known) + f"`medssl methods` lists {len(known)}",
             )
         file = importlib.resources.files("medssl.recipes") / task / f"{stem}.yaml"
     tree = parse(file.read_text(encoding="utf-8"), file.name)
@@ -248,7 +248,7 @@ def _average(task: str, tree: dict[str, Any], stem: str, where: str) -> Recipe:
         for word in words:
             values = dict(word) if isinstance(word, dict) else {"name": word}
             name = str(values.pop("name", ""))
-            if name.replace("-", "_") == stem:
+            if _bare(name) == _bare(stem):
                 raise UsageError(f"{stem} averages itself", "name other recipes", file=where)
             member = load(task, name, {f"method.{k}": v for k, v in values.items()})
             if member.average:
@@ -258,6 +258,11 @@ def _average(task: str, tree: dict[str, Any], stem: str, where: str) -> Recipe:
     if not tree["average"]:
         raise UsageError("average is empty", "name at least one recipe", file=where)
     return construct(Recipe, tree | {"name": stem, "method": "average"}, where)
+
+
+def _bare(name: str) -> str:
+    """A name as papers write it in many ways: C-BSN, cbsn, c_bsn."""
+    return name.lower().replace("-", "").replace("_", "")
 
 
 def parse(text: str, name: str) -> dict[str, Any]:

@@ -81,6 +81,11 @@ class Restorer(Method[Noisy]):
     crop_axes: Literal[2, 3] = 2
     """Axes of the images that its loss takes: slices or volumes."""
 
+    @property
+    def follows_sigma(self) -> bool:
+        """Whether `restore` removes more where `batch.sigma` is larger."""
+        return True
+
     def restore(self, batch: Noisy) -> Tensor:
         """Clean images (B, C, *spatial), of the shape of `batch.image`."""
         raise NotImplementedError
@@ -112,6 +117,58 @@ class Restorer(Method[Noisy]):
     def bytes_per_voxel(self) -> int:
         """Working memory of `restore` for each value of a tile, beside input and output."""
         return 64
+
+
+class Mapped(Restorer):
+    """A restorer of slices steered by maps of widths, which can be kept, edited and given back."""
+
+    @property
+    def map_stages(self) -> int:
+        """Filters in a row, each with a map of x and y in voxels and one of intensity."""
+        raise NotImplementedError
+
+    @property
+    def map_patch(self) -> int:
+        """Side in voxels of a patch, where maps have one value for each."""
+        raise NotImplementedError
+
+    @property
+    def map_shared(self) -> bool:
+        """Whether maps that are predicted have one value for all voxels."""
+        raise NotImplementedError
+
+    @property
+    def map_words(self) -> str:
+        """What else decides how maps filter, in a few words: maps of other words do not fit."""
+        raise NotImplementedError
+
+    def restore_with_maps(
+        self, batch: Noisy, sigma_maps: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Clean images, and the maps (B, n_stages, 3, *grid) that made them.
+
+        Args:
+            batch: Images (B, 1, x, y) or (B, 1, x, y, z).
+            sigma_maps: To filter with; None predicts them. An axis of the grid is as long as that
+                of the image, or as its patches, or 1.
+        """
+        raise NotImplementedError
+
+    def check_maps(self, sigma_maps: Tensor) -> None:
+        """Refuse maps (n_stages, 3, *grid) that nothing can be filtered with.
+
+        Raises:
+            InputError: Naming the width.
+        """
+        raise NotImplementedError
+
+    def reach(self, sigma_maps: Tensor) -> int:
+        """How far, in voxels of a slice, a voxel acts on others under maps (n_stages, 3, *grid)."""
+        raise NotImplementedError
+
+    def whole_slices(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The halo with which each tile holds whole slices, so that windows depend on no tile."""
+        return (*shape[:2], *(0 for _ in shape[2:]))
 
 
 class Reconstructor(Method[Acquired]):

@@ -78,6 +78,8 @@ class Noisy:
         generator: The one source of chance.
         progress: Share of the training that is done, 0 to 1.
         estimate: What another filter made of `image`, for methods that improve on one.
+        sigma_maps: (B, n_stages, 3, *grid) widths for a method that is steered by maps; None lets
+            it predict them.
     """
 
     image: Tensor
@@ -86,6 +88,7 @@ class Noisy:
     generator: torch.Generator | None = None
     progress: float = 0.0
     estimate: Tensor | None = None
+    sigma_maps: Tensor | None = None
 
     @property
     def level(self) -> Tensor | float:

@@ -27,6 +27,19 @@ DRAWS = 8
 """How often a crop is drawn anew before an emptier one is taken."""
 
 
+@dataclass(frozen=True, eq=False)
+class Crop:
+    """A part of a scan, scaled as the method wants it."""
+
+    image: Tensor
+    """(*part)."""
+    sigma: Tensor | None = None
+    """Its noise, broadcastable to it; None where that is 1."""
+    estimate: Tensor | None = None
+    """(*part) what the method starts from, where it starts from something: the scan knows the
+    spectrum of its noise, a batch of many scans has none."""
+
+
 class Scan(Protocol):
     """One scan, held in memory."""
 
@@ -44,8 +57,8 @@ class Scan(Protocol):
         """Share of the voxels of a part that are measured."""
         ...
 
-    def crop(self, volume: int, part: tuple[slice, ...]) -> tuple[Tensor, Tensor | None]:
-        """(*part) scaled as the method wants it, and its noise where that is not 1."""
+    def crop(self, volume: int, part: tuple[slice, ...]) -> Crop:
+        """A part."""
         ...
 
 
@@ -160,27 +173,33 @@ def fixed_batch(
     )
 
 
-Cut = tuple[Tensor, Tensor | None]
-
-
-def _stacked(cut: Sequence[Cut], sampling: Sampling, name: str, progress: float) -> Noisy:
+def _stacked(cut: Sequence[Crop], sampling: Sampling, name: str, progress: float) -> Noisy:
     """Crops as a batch."""
     sigma = None
-    if any(noise is not None for _, noise in cut):
-        spread = [torch.ones_like(y) if noise is None else noise for y, noise in cut]
+    if any(c.sigma is not None for c in cut):
+        spread = [torch.ones_like(c.image) if c.sigma is None else c.sigma for c in cut]
         sigma = torch.stack(spread)[:, None].to(sampling.device)
+    estimates = [c.estimate for c in cut if c.estimate is not None]
     return Noisy(
-        torch.stack([y for y, _ in cut])[:, None].to(sampling.device),
+        torch.stack([c.image for c in cut])[:, None].to(sampling.device),
         sigma=sigma,
         generator=stream(sampling.seed, name, sampling.device),
         progress=progress,
+        estimate=torch.stack(estimates)[:, None].to(sampling.device) if estimates else None,
     )
 
 
-def _cut(scan: Scan, sizes: tuple[int, ...], sampling: Sampling, generator: torch.Generator) -> Cut:
-    """A crop and its noise."""
-    y, noise = scan.crop(*_place(scan, sizes, sampling, generator))
-    return y.reshape(sizes), None if noise is None else noise.expand(y.shape).reshape(sizes)
+def _cut(
+    scan: Scan, sizes: tuple[int, ...], sampling: Sampling, generator: torch.Generator
+) -> Crop:
+    """A crop, without the axes along which it is one voxel."""
+    crop = scan.crop(*_place(scan, sizes, sampling, generator))
+    whole = crop.image.shape
+    return Crop(
+        crop.image.reshape(sizes),
+        None if crop.sigma is None else crop.sigma.expand(whole).reshape(sizes),
+        None if crop.estimate is None else crop.estimate.reshape(sizes),
+    )
 
 
 def _place(

@@ -32,7 +32,7 @@ from torch.nn.functional import avg_pool2d, conv2d, scaled_dot_product_attention
 
 from medssl.core.batch import Noisy
 from medssl.core.errors import InputError
-from medssl.method import Domain, Restorer
+from medssl.method import Domain, Mapped
 from medssl.nets.bilateral import bilateral
 from medssl.nets.borders import extended
 from medssl.nets.slices import as_batch, as_volume
@@ -40,6 +40,8 @@ from medssl.nets.subsample import diagonal_pair, swap_most_similar
 
 LEAST_SIGMA = 1e-6
 """Added to each width."""
+LARGEST_EDIT = 10
+"""Times the largest width that is predicted; wider maps are refused, they would filter for ever."""
 LARGEST_RADIUS = 8
 """Voxels; reach of the window "3sigma"."""
 START = (0.8, 0.8, 0.5)
@@ -75,7 +77,7 @@ class Config:
         return Filter2Noise(self)
 
 
-class Filter2Noise(Restorer):
+class Filter2Noise(Mapped):
     """A chain f of bilateral filters."""
 
     domain: Domain = "unit"
@@ -85,6 +87,31 @@ class Filter2Noise(Restorer):
         self.config = config
         make = _Attention if config.predictor == "attention" else _Constant
         self.stages = nn.ModuleList(make(config) for _ in range(config.n_stages))
+
+    @property
+    def map_stages(self) -> int:
+        """Bilateral filters in a row."""
+        return self.config.n_stages
+
+    @property
+    def map_patch(self) -> int:
+        """Side of a token."""
+        return self.config.patch
+
+    @property
+    def map_shared(self) -> bool:
+        """Widths that are numbers, and follow no noise."""
+        return self.config.predictor == "scalar"
+
+    @property
+    def map_words(self) -> str:
+        """The reach of the filter."""
+        return f"window {self.config.window}"
+
+    @property
+    def follows_sigma(self) -> bool:
+        """Where the width in intensity is scaled by it."""
+        return self.config.predictor == "spatial"
 
     def loss(self, batch: Noisy) -> dict[str, Tensor]:
         """The terms of L on images (B, 1, x, y), means over pixels."""
@@ -107,7 +134,7 @@ class Filter2Noise(Restorer):
 
     def restore(self, batch: Noisy) -> Tensor:
         """Clean images (B, 1, *spatial); the slices of a volume (x, y, z) one by one."""
-        return self.restore_with_maps(batch)[0]
+        return self.restore_with_maps(batch, batch.sigma_maps)[0]
 
     @torch.no_grad()
     def restore_with_maps(
@@ -122,8 +149,9 @@ class Filter2Noise(Restorer):
                 image, or as its patches, or 1.
 
         Returns:
-            Images like those of `batch`; the maps, as given or on the natural grid: patches for
-            attention, voxels for spatial, 1 for scalar. They filter to the same result bit for bit.
+            Images like those of `batch`; the maps, as given or on the natural grid: patches of each
+            slice for attention, voxels for spatial, 1 for scalar. They filter to the same result
+            bit for bit.
 
         Raises:
             InputError: Maps that do not fit the image.
@@ -146,12 +174,18 @@ class Filter2Noise(Restorer):
         clean = as_volume(clean, depth)
         if sigma_maps is not None:
             return clean, sigma_maps
+        if self.map_shared:
+            return clean, torch.stack([as_volume(m[::depth], 1) for m in maps], dim=1)
         return clean, torch.stack([as_volume(m, depth) for m in maps], dim=1)
+
+    def reach(self, sigma_maps: Tensor) -> int:
+        """The windows of all stages, one after the other."""
+        return sum(self._radius(stage) for stage in sigma_maps.split(1))
 
     def halo(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """Whole slices for attention, else the reach of all stages; nothing across slices."""
         if self.config.predictor == "attention":
-            return (*shape[:2], *(0 for _ in shape[2:]))
+            return self.whole_slices(shape)
         constants = [stage for stage in self.stages if isinstance(stage, _Constant)]
         reach = sum(self._radius(c.widths().detach()[None, :, None, None]) for c in constants)
         return (reach, reach, *(0 for _ in shape[2:]))
@@ -209,8 +243,18 @@ class Filter2Noise(Restorer):
                 f"sigma maps {tuple(sigma_maps.shape)} do not fit an image {tuple(image.shape)}",
                 "use the maps of this very image",
             )
-        if not bool((sigma_maps > 0).all()):
-            raise InputError(f"sigma maps hold {float(sigma_maps.min()):g}", "widths are above 0")
+        self.check_maps(sigma_maps.flatten(0, 1))
+
+    def check_maps(self, sigma_maps: Tensor) -> None:
+        """Refuse maps (n, 3, *grid) with what is no width, or would take for ever."""
+        if not bool((sigma_maps > 0).all() & torch.isfinite(sigma_maps).all()):
+            odd = sigma_maps[~((sigma_maps > 0) & torch.isfinite(sigma_maps))]
+            raise InputError(f"sigma maps hold {float(odd[0]):g}", "widths are above 0")
+        widest, most = float(sigma_maps[:, :2].max()), LARGEST_EDIT * self.config.sigma_max
+        if widest > most * (1 + 1e-6):
+            raise InputError(
+                f"sigma maps hold a width of {widest:g} voxels", f"widths are at most {most:g}"
+            )
 
 
 class _Attention(nn.Module):

@@ -91,6 +91,11 @@ class MPPCA(Restorer):
         """Clean series (B, N, *spatial); voxels that are 0 in all volumes stay 0."""
         return torch.stack([self._restored(series) for series in batch.image])
 
+    @property
+    def follows_sigma(self) -> bool:
+        """The noise is found from the series."""
+        return False
+
     def halo(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """One window, in whole steps, so that windows lie alike in every tile."""
         window = self._window(1, shape)

@@ -153,6 +153,11 @@ class Noise2Score(Restorer):
             raise InputError("the noise level is not known", "set method.level=blind")
         return self._finished(denoise_with_score(family, y, score, level), y)
 
+    @property
+    def follows_sigma(self) -> bool:
+        """Where the level is given with the images."""
+        return self.config.level == "given" and self.config.law != "adaptive"
+
     def halo(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """The reach of the net; whole slices where something is measured on all of them."""
         if self.config.level == "blind" or self.config.law == "adaptive":

@@ -109,6 +109,11 @@ class Patch2Self(Restorer):
                 series[list(group)] = torch.where(where, predicted, members)
         return restored
 
+    @property
+    def follows_sigma(self) -> bool:
+        """What other volumes do not tell is noise, however strong it is."""
+        return False
+
     def bytes_per_voxel(self) -> int:
         """The members of a group, their prediction, and the restored series."""
         return 16

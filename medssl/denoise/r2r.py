@@ -108,6 +108,11 @@ class R2R(Restorer):
         scale = batch.level if self.domain == "stabilised" else 1.0
         return total / self.config.draws * scale
 
+    @property
+    def follows_sigma(self) -> bool:
+        """Where images are scaled by it; elsewhere the net knows one level."""
+        return self.domain == "stabilised"
+
     def halo(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """The reach of the net."""
         return self.net.halo(shape)

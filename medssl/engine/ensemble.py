@@ -98,6 +98,11 @@ class Ensemble(Restorer):
             chosen = [*chosen, k] if verdict.joined else chosen
         self.judged = tuple(judged)
 
+    @property
+    def follows_sigma(self) -> bool:
+        """Where all members do."""
+        return all(m.follows_sigma for m in (*self.base, *self.additions.values()))
+
     def halo(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """That of the member that looks farthest, and additions look through the base."""
         base = [max(h) for h in zip(*(m.halo(shape) for m in self.base), strict=True)]

@@ -18,7 +18,8 @@ from medssl.core.image import Image
 from medssl.core.random import stream
 from medssl.core.shapes import Tile, tile_size, tiles
 from medssl.engine.device import MIB, Machine
-from medssl.method import Restorer
+from medssl.engine.steer import Regions, SigmaMaps
+from medssl.method import Mapped, Restorer
 from medssl.physics.noise import NonCentralChi, Rician
 from medssl.physics.noise_level import NoiseEstimate
 from medssl.physics.noise_psd import BODY, NoiseModel
@@ -43,8 +44,13 @@ SLOPE_STEP = 0.05
 FILLED = 5
 """Side of the box whose mean replaces a voxel that is not valid, for filtering only."""
 
+LEAST_WIDTH = 1e-6
+"""Voxels or units of intensity; such a filter is the identity."""
+
 OnTile = Callable[[int, int], None]
 """Told how many tiles are done and how many there are."""
+OnMaps = Callable[[Tile, Tensor], None]
+"""Told the maps (1, n_stages, 3, *grid) that restored what a tile read."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +84,8 @@ class Scaling:
     stabiliser: Stabiliser
     low: float
     high: float
+    maps: SigmaMaps | None = None
+    """What steers the restorer, where it is given."""
 
     @property
     def unit(self) -> float:
@@ -174,13 +182,22 @@ def scaling(method: Restorer, image: Image, noise: NoiseEstimate) -> Scaling:
     return Scaling(method, noise, Stabiliser(noise.law), low, high)
 
 
-def plan(method: Restorer, image: Image, machine: Machine) -> Plan:
+def plan(method: Restorer, image: Image, machine: Machine, *, whole_slices: bool = False) -> Plan:
     """Cut a volume so that its tiles fit.
+
+    Args:
+        method: What restores them.
+        image: The volume.
+        machine: Where it runs.
+        whole_slices: Of a method with maps: they are given or edited, its windows follow them.
 
     Raises:
         MemoryLimitError: Not even the smallest tile fits.
     """
-    halo = tuple(min(h, n) for h, n in zip(method.halo(image.shape), image.shape, strict=True))
+    far = method.halo(image.shape)
+    if whole_slices and isinstance(method, Mapped):
+        far = method.whole_slices(image.shape)
+    halo = tuple(min(h, n) for h, n in zip(far, image.shape, strict=True))
     together = image.data.shape[0] if method.joint else 1
     per_voxel = together * (method.bytes_per_voxel() + BYTES_AROUND)
     free = machine.free
@@ -209,8 +226,10 @@ def infer(
     *,
     strength: float = 1.0,
     mask: NDArray[np.bool_] | None = None,
+    regions: Regions | None = None,
     seed: int = 0,
     on_tile: OnTile | None = None,
+    on_maps: OnMaps | None = None,
 ) -> tuple[NDArray[np.float32], tuple[str, ...]]:
     """Restore an image tile by tile.
 
@@ -220,8 +239,10 @@ def infer(
         plan_: How to cut it.
         strength: Share of the change that is applied, 0 to 1.
         mask: (*spatial) voxels that may change; None means all.
+        regions: Where the filter is stronger or weaker.
         seed: Of the run.
         on_tile: Told about progress.
+        on_maps: Told the maps of a method that has them, before they are edited in `regions`.
 
     Returns:
         (C, *spatial) float32, equal to the input bit for bit where nothing was to change; and
@@ -242,7 +263,7 @@ def infer(
             at: tuple[Any, ...] = (volumes, *tile.core)
             while True:
                 try:
-                    fresh = _restored(scale, image, volumes, tile, plan_, seed)
+                    fresh, maps = _restored(scale, image, volumes, tile, plan_, seed, regions)
                     break
                 except (torch.OutOfMemoryError, MemoryError) as error:
                     plan_ = _smaller(plan_, error)
@@ -250,6 +271,10 @@ def infer(
                     scale.method.to(plan_.device)
             old = image.data[at]
             result = old + np.float32(strength) * (fresh - old) if strength < 1 else fresh
+            if regions is not None and not steered(scale.method):
+                share = regions.strength(tile.core)
+                blend = old + np.float32(strength) * share * (fresh - old)
+                result = np.where(share != 1, blend, result)
             keep = ~np.isfinite(result)
             if zeros_are_background:
                 keep |= old == 0
@@ -259,9 +284,16 @@ def infer(
                 keep |= ~mask[tile.core]
             out[at] = np.where(keep, old, result)
             done += 1
+            if on_maps is not None and maps is not None:
+                on_maps(tile, maps)
             if on_tile is not None:
                 on_tile(done, total)
     return out, tuple(dict.fromkeys(notes))
+
+
+def steered(method: Restorer) -> bool:
+    """Whether a method can do more or less in a region; the result of others is blended there."""
+    return isinstance(method, Mapped) or method.follows_sigma
 
 
 def batches_of(method: Restorer, image: Image) -> list[slice]:
@@ -314,23 +346,73 @@ def batch_of(
     sigma = None if sigma is None else sigma.to(y.device)
     z, level = scale.inward(y, sigma)
     level = None if level is None else level.to(y.device).expand(z.shape)[None]
-    return Noisy(z[None], level, seen_from(scale.noise, part), generator), sigma
+    maps = None if scale.maps is None else scale.maps.within(part).to(y.device)
+    spectrum = seen_from(scale.noise, part)
+    return Noisy(z[None], level, spectrum, generator, sigma_maps=maps), sigma
 
 
 def _restored(
-    scale: Scaling, image: Image, volumes: slice, tile: Tile, plan_: Plan, seed: int
-) -> NDArray[np.float32]:
-    """(volumes, *core) of one tile in image units."""
+    scale: Scaling,
+    image: Image,
+    volumes: slice,
+    tile: Tile,
+    plan_: Plan,
+    seed: int,
+    regions: Regions | None,
+) -> tuple[NDArray[np.float32], Tensor | None]:
+    """(volumes, *core) of one tile in image units, and the maps of what it read."""
     device = torch.device(plan_.device)
-    generator = stream(seed, f"restore/{volumes.start}/{tile.core}", device)
-    batch, sigma = read_batch(scale, image, volumes, tile.read, device, generator)
+
+    def chance() -> torch.Generator:
+        return stream(seed, f"restore/{volumes.start}/{tile.core}", device)
+
+    batch, sigma = read_batch(scale, image, volumes, tile.read, device, chance())
     core = (slice(None), *tile.inner)
+    method, maps = scale.method, None
     with torch.no_grad():
-        x = scale.outward(scale.method.restore(batch)[0][core])
+        if isinstance(method, Mapped):
+            clean, maps = method.restore_with_maps(batch, batch.sigma_maps)
+        else:
+            clean = method.restore(batch)
+        z = clean[0][core]
+        if regions is not None and steered(method) and regions.near(tile):
+            again = dataclasses.replace(batch, generator=chance())
+            edited, where = _edited(method, again, maps, regions, tile, plan_)
+            z = torch.where(where, edited[0][core], z)
+        x = scale.outward(z)
         if scale.divided:
             assert sigma is not None
             x *= sigma[tile.inner].to(x) / scale.noise.sigma
-    return x.cpu().numpy()
+    return x.cpu().numpy(), maps
+
+
+def _edited(
+    method: Restorer,
+    batch: Noisy,
+    maps: Tensor | None,
+    regions: Regions,
+    tile: Tile,
+    plan_: Plan,
+) -> tuple[Tensor, Tensor]:
+    """What a tile read, restored with the strength of its regions, and (*core) where that counts.
+
+    Elsewhere a wider filter anywhere would change the result everywhere: its window grows.
+    """
+    strength = torch.from_numpy(regions.strength(tile.read)).to(batch.image)
+    if isinstance(method, Mapped):
+        assert maps is not None
+        shape = tuple(batch.image.shape[2:])
+        here = SigmaMaps(maps[0].cpu().numpy(), shape, method.map_patch)
+        whole = here.within(tuple(slice(0, n) for n in shape)).to(strength)
+        wanted = (whole * strength).clamp_min(LEAST_WIDTH)
+        clean, _ = method.restore_with_maps(batch, wanted)
+        far = method.reach(wanted[0])
+        reach: tuple[int, ...] = (far, far, *(0 for _ in shape[2:]))
+    else:
+        level = strength if batch.sigma is None else batch.sigma * strength
+        clean = method.restore(dataclasses.replace(batch, sigma=level.expand(batch.image.shape)))
+        reach = plan_.halo
+    return clean, torch.from_numpy(regions.touched(tile, reach)).to(clean.device)
 
 
 def _filled(y: Tensor, valid: Tensor) -> Tensor:

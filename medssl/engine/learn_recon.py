@@ -30,9 +30,8 @@ from medssl.engine.course import Course, Progress
 from medssl.engine.device import Machine
 from medssl.engine.wanted import Wanted
 from medssl.engine.weights import SeenRaw
-from medssl.io.folder import Found, find_raw, find_scans
+from medssl.io.folder import Found, find_raw, find_scans, read_found
 from medssl.io.kspace import is_raw, read_kspace
-from medssl.io.read import read
 from medssl.method import Method, Reconstructor
 
 SHARE_OF_MEMORY = 0.25
@@ -290,7 +289,7 @@ class ReconCourse(Course[RawLook, Acquired]):
             InputError: It holds no magnitudes.
         """
         with naming(found.path):
-            image = read(found.path, found.series, self.limits)
+            image = read_found(found, self.limits)
             return _matrix(image, self._raw.size), _slices(image, self.wanted.train.slices)
 
     def _drawing(self) -> Drawing:

@@ -6,15 +6,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from torch import Tensor
+import torch
 
+from medssl.core.batch import Noisy
 from medssl.core.errors import InputError
 from medssl.core.image import Image
+from medssl.data.pool import Crop
 from medssl.engine import choose, estimate, infer
 from medssl.engine.archive import short
-from medssl.io.folder import Found
+from medssl.io.folder import Found, read_found
 from medssl.io.limits import Limits
-from medssl.io.read import read
 from medssl.method import Facts, Restorer
 from medssl.physics.noise_level import NoiseEstimate
 
@@ -82,10 +83,15 @@ class HeldScan:
             known &= data != 0
         return float(known.mean())
 
-    def crop(self, volume: int, part: tuple[slice, ...]) -> tuple[Tensor, Tensor | None]:
-        """(*part) in the domain of the method, and its noise where that is not 1."""
+    def crop(self, volume: int, part: tuple[slice, ...]) -> Crop:
+        """A part in the domain of the method."""
         y = infer.read_tile(self.image, volume, part)
-        return self.scale.inward(y, infer.local_sigma(self.scale.noise, part))
+        z, sigma = self.scale.inward(y, infer.local_sigma(self.scale.noise, part))
+        level = None if sigma is None else sigma.expand(z.shape)[None, None]
+        seen = Noisy(z[None, None], level, infer.seen_from(self.scale.noise, part))
+        with torch.no_grad():
+            estimate = self.scale.method.first(seen)
+        return Crop(z, sigma, None if estimate is None else estimate[0, 0])
 
 
 def facts_of(looks: Sequence[Look]) -> Facts:
@@ -176,6 +182,6 @@ def _open(
     """A scan and its noise."""
     if found.refusal is not None:
         raise found.refusal
-    image = read(found.path, found.series, limits)
+    image = read_found(found, limits)
     image = dataclasses.replace(image, modality=estimate.modality(image))
     return image, known or estimate.estimate(image, words)

@@ -146,8 +146,8 @@ def predict(
     few = blocks(image, channel, voxels=voxels, size=size, floor=floor)
     found = seen(few, scale.method.restore)
     removed, divergence, variance = found.removed, found.divergence, found.variance()
-    alone = not scale.method.joint
-    if alone and len(few) > 1 and model is None and scale.method.domain == "stabilised":
+    alone, part_of_it = not scale.method.joint, few != [tuple(slice(0, n) for n in image.shape)]
+    if alone and part_of_it and model is None and scale.method.domain == "stabilised":
         most = min(max(math.prod(image.shape) // 10, FAST[0]), FAST[1])
         many = blocks(image, channel, voxels=most, size=BLOCK, floor=floor)
         window, step = block_for(image.shape, image.spacing, correlated=False)

@@ -16,7 +16,7 @@ from torch import Tensor
 from medssl import config
 from medssl.config import Recipe, Train
 from medssl.core.batch import Noisy
-from medssl.core.errors import UsageError
+from medssl.core.errors import InputError, UsageError
 from medssl.core.image import Image
 from medssl.core.run import Run
 from medssl.data.patches import HELD, crops, one
@@ -29,8 +29,9 @@ from medssl.engine.fit import fit
 from medssl.engine.predict import predict
 from medssl.engine.sample import middle_channel
 from medssl.engine.settle import settle
+from medssl.engine.steer import Gathered, Regions, SigmaMaps
 from medssl.engine.weights import Trained
-from medssl.method import Restorer
+from medssl.method import Mapped, Restorer
 from medssl.metrics.residual import residual
 from medssl.physics.noise_level import NoiseEstimate
 
@@ -59,6 +60,12 @@ class Request:
     seed: int = 0
     weights: Trained | None = None
     """Of an earlier training, in place of a fit to the scan."""
+    sigma_maps: NDArray[np.float64] | None = None
+    """(n_stages, 3, *grid) widths to filter with, in place of a fit; in intensity: image units."""
+    save_maps: bool = False
+    """The maps are asked for: a method without any is refused."""
+    regions: Regions | None = None
+    """Where the filter is to do more or less."""
 
     @classmethod
     def of(
@@ -112,6 +119,34 @@ class Request:
             seed=seed,
         )
 
+    def mapped(self, what: str) -> Mapped:
+        """The method that is named, untrained, which must have maps.
+
+        Args:
+            what: Needs them: the option.
+
+        Raises:
+            UsageError: No method is named, or it has none.
+        """
+        if self.weights is not None:
+            raise UsageError(f"{what} stands for a fit, as --weights does", "leave one out")
+        if self.recipe is None:
+            raise UsageError(f"{what} needs a method with maps", "add --method filter2noise")
+        method, _ = restorer(self.recipe)
+        if not isinstance(method, Mapped):
+            raise UsageError(f"{self.recipe.name} has no sigma maps", "use --method filter2noise")
+        return method
+
+    def saving_maps(self) -> "Request":
+        """The same with maps asked for.
+
+        Raises:
+            UsageError: As `mapped`; what a training brings is seen later.
+        """
+        if self.weights is None:
+            self.mapped("--save-sigma-maps")
+        return dataclasses.replace(self, save_maps=True)
+
     def chosen(self, noise: NoiseEstimate) -> Recipe:
         """The recipe that was asked for, or the one that suits the noise."""
         if self.weights is not None:
@@ -144,8 +179,11 @@ class Prepared:
     scale: infer.Scaling | None
     """None where there is nothing to do."""
     plan: infer.Plan
+    machine: Machine
     declined: str | None
     """Why the image is better left as it is."""
+    regions: Regions | None = None
+    """Where the filter does more or less."""
 
     def noise_map(self, data: NDArray[np.float32], part: tuple[slice, ...]) -> NDArray[np.float32]:
         """(*part) standard deviation of the noise in image units, given restored data."""
@@ -185,7 +223,6 @@ def prepare(image: Image, request: Request, machine: Machine, run: Run) -> Prepa
     else:
         method, settled = trained.build()
         choice = dataclasses.replace(choice, why=f"weights of {trained.seen.learnt} other scans")
-    plan = infer.plan(method, image, machine)
     run.method, run.why = choice.recipe.name, choice.why
     train = choice.recipe.train
     run.recipe = {
@@ -196,35 +233,72 @@ def prepare(image: Image, request: Request, machine: Machine, run: Run) -> Prepa
         "strength": choice.strength,
     }
     run.noise = facts_of(noise)
-    run.plan = plan.as_dict() | {"threads": machine.threads}
     if declined is not None:
         run.warn(f"left as it is: {declined}")
     scale = infer.scaling(method, image, noise) if declined is None else None
+    if request.save_maps or request.sigma_maps is not None:
+        _refuse_no_maps(method, image, choice.recipe.name)
+    if scale is not None and request.sigma_maps is not None:
+        scale = _steered(scale, image, request.sigma_maps)
+        run.recipe |= {"train": None, "sigma_maps": "given"}
+    if request.regions is not None:
+        _refuse_strength(method, request.regions, choice.recipe.name)
+        run.recipe["regions"] = request.regions.as_list()
+    plan = _plan(method, image, machine, scale, request.regions)
+    run.plan = plan.as_dict() | {"threads": machine.threads}
     if trained is not None:
         run.recipe["weights"] = trained.as_dict()
         if scale is not None:
             run.warn(*trained.check(scale, image.modality, facts))
-    return Prepared(image, noise, choice, scale, plan, declined)
+    return Prepared(image, noise, choice, scale, plan, machine, declined, request.regions)
+
+
+@dataclass(frozen=True, eq=False)
+class Restored:
+    """What a restoration leaves."""
+
+    data: NDArray[np.float32]
+    """(C, *spatial); the input itself where there is nothing to do."""
+    sigma_maps: NDArray[np.float64] | None = None
+    """(n_stages, 3, *grid) widths that made it, before they were edited in regions; in voxels, and
+    in intensity in image units."""
 
 
 def restore(
-    ready: Prepared, mask: NDArray[np.bool_] | None, run: Run, progress: Progress
-) -> NDArray[np.float32]:
-    """(C, *spatial) restored data; the input itself where there is nothing to do.
+    ready: Prepared,
+    mask: NDArray[np.bool_] | None,
+    run: Run,
+    progress: Progress,
+    *,
+    keep_maps: bool = False,
+) -> Restored:
+    """Restore the image.
 
     Args:
         ready: From `prepare`.
         mask: (*spatial) voxels that may change; None means all.
         run: Collects the facts.
         progress: Told how far the work is.
+        keep_maps: Give the sigma maps back, if the method has them and they fit into memory.
     """
-    image, choice, scale = ready.image, ready.choice, ready.scale
+    image, choice, scale, plan = ready.image, ready.choice, ready.scale, ready.plan
     if scale is None or choice.strength == 0:
-        return image.data
-    scale.method.to(ready.plan.device)
-    for learner, train in _learners(scale.method, choice.recipe):
+        return Restored(image.data)
+    scale.method.to(plan.device)
+    fitted = False
+    for learner, train in _learners(scale.method, choice.recipe) if scale.maps is None else ():
         with run.stage("fit"):
             _fit(ready, scale, learner, train, run.seed, progress)
+        fitted = True
+    if fitted:  # how far a filter looks may be what it learnt
+        plan = _plan(scale.method, image, ready.machine, scale, ready.regions)
+        run.plan |= plan.as_dict()
+    if ready.regions is not None:
+        mask = ready.regions.allowed(mask)
+        run.qc["regions"] = (
+            "predicted and ct.ttf50_ratio describe the filter outside the regions of interest, "
+            "the other numbers the output"
+        )
     device = torch.device(ready.plan.device)
     with run.stage("settle"):
         settle(scale, image, device, run.seed)
@@ -240,18 +314,28 @@ def restore(
         run.warn(f"{expected.doubt}; compare with --method auto")
     elif expected.doubt is not None:
         run.warn(f"left as it is: {expected.doubt}")
-        return image.data
+        return Restored(image.data)
+    kept = None
+    predicted = isinstance(scale.method, Mapped) and scale.maps is None
+    if keep_maps and predicted and image.data.shape[0] == 1:
+        assert isinstance(scale.method, Mapped)
+        kept = Gathered(scale.method, image.shape, max(ready.machine.free, 0))
     with run.stage("restore"):
         data, notes = infer.infer(
             scale,
             image,
-            ready.plan,
+            plan,
             strength=choice.strength,
             mask=mask,
+            regions=ready.regions,
             seed=run.seed,
             on_tile=lambda done, total: progress("denoise", done, total),
+            on_maps=None if kept is None else kept.add,
         )
     run.warn(*notes)
+    maps = scale.maps if kept is None else kept.maps
+    if kept is not None and maps is None:
+        run.warn(f"the sigma maps were not kept: they need {kept.bytes >> 20} MiB")
     middle = middle_channel(image)
     with run.stage("audit"):
         seen = audit(scale, image, data, choice.strength, run.seed)
@@ -271,7 +355,7 @@ def restore(
                 seed=run.seed,
             )
         run.warn(*ct_report.failures(run.qc["ct"]))
-    return data
+    return Restored(data, None if maps is None else maps.outward(scale.high - scale.low))
 
 
 def facts_of(noise: NoiseEstimate) -> dict[str, Any]:
@@ -294,6 +378,49 @@ def facts_of(noise: NoiseEstimate) -> dict[str, Any]:
         "spectrum": spectrum,
         "why": noise.why,
     }
+
+
+def _refuse_no_maps(method: Restorer, image: Image, name: str) -> None:
+    """Refuse to keep or take maps that there cannot be."""
+    if not isinstance(method, Mapped):
+        raise UsageError(f"{name} has no sigma maps", "use --method filter2noise")
+    if image.data.shape[0] > 1:
+        raise InputError(
+            f"sigma maps belong to one volume, there are {image.data.shape[0]}",
+            "denoise the volumes one by one, or leave the maps out",
+        )
+
+
+def _refuse_strength(method: Restorer, regions: Regions, name: str) -> None:
+    """Refuse more of a filter that takes no local noise: less can be blended, more cannot."""
+    most = max(regions.strengths)
+    if most > 1 and not infer.steered(method):
+        raise UsageError(
+            f"--strength-in-roi is {most:g}, {name} can only do less than it does",
+            "give 0 to 1, or use another method",
+        )
+
+
+def _steered(scale: infer.Scaling, image: Image, values: NDArray[np.float64]) -> infer.Scaling:
+    """A scale whose method is steered by maps from outside, checked."""
+    method = scale.method
+    assert isinstance(method, Mapped)
+    maps = SigmaMaps.given(values, method, image.shape, scale.high - scale.low)
+    method.check_maps(torch.from_numpy(maps.values))
+    return dataclasses.replace(scale, maps=maps)
+
+
+def _plan(
+    method: Restorer,
+    image: Image,
+    machine: Machine,
+    scale: infer.Scaling | None,
+    regions: Regions | None,
+) -> infer.Plan:
+    """How to cut the image; windows that follow given or edited maps need whole slices."""
+    given = scale is not None and scale.maps is not None
+    edited = regions is not None and regions.change
+    return infer.plan(method, image, machine, whole_slices=given or edited)
 
 
 def _for_series(

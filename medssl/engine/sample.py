@@ -68,8 +68,8 @@ def _sides(shape: tuple[int, ...], size: int) -> tuple[int, ...]:
 
 
 def _starts(n: int, side: int) -> NDArray[np.int64]:
-    """First voxels of boxes side by side, the last one flush with the border."""
-    count = max(n // side, 1)
+    """First voxels of boxes that leave no gap, the last one flush with the border."""
+    count = -(-n // side)
     return np.linspace(0, n - side, count).round().astype(np.int64)
 
 

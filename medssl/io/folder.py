@@ -13,11 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from medssl.core.errors import InputError, MedsslError, naming
-from medssl.io.dicom import Source, sources
+from medssl.core.image import Image
+from medssl.io.dicom import Source
 from medssl.io.kspace import is_raw
 from medssl.io.limits import Limits
-from medssl.io.read import kind_of
-from medssl.io.series import list_series
+from medssl.io.read import kind_of, read
+from medssl.io.series import Series, list_readable, read_sources
 
 LARGEST_SIDECAR = 1 << 22
 """Bytes; a longer JSON file is none of ours."""
@@ -33,8 +34,8 @@ class Found:
     """One scan, or what looked like one."""
 
     path: Path
-    series: str | None
-    """Which series of a DICOM folder; None for files."""
+    series: Series | None
+    """Of a DICOM folder; None for files."""
     id: str
     """SHA-256 of its file, or of the digests of its instances: of a DICOM image as of others."""
     group: str
@@ -105,6 +106,18 @@ def find_raw(root: Path, limits: Limits | None = None) -> list[Found]:
     return _once(found)
 
 
+def read_found(found: Found, limits: Limits) -> Image:
+    """The image of a scan that was found; of a DICOM folder nothing but its series is opened.
+
+    Raises:
+        InputError: It is not what it was.
+        MemoryLimitError: The voxels do not fit.
+    """
+    if found.series is None:
+        return read(found.path, None, limits)
+    return read_sources(found.series, found.path.name, limits)
+
+
 def _folders(root: Path, limits: Limits) -> Iterator[tuple[Path, list[Path]]]:
     """Folders in the order of bytes, with those of their files that may be scans."""
     seen: set[tuple[int, int]] = set()
@@ -171,25 +184,25 @@ def _file(path: Path, group: str) -> list[Found]:
 
 
 def _series(path: Path, group: str, limits: Limits) -> list[Found]:
-    """The series of a DICOM folder or zip."""
+    """The series of a DICOM folder or zip, and its files that are damaged."""
     try:
         with naming(path):
-            table = list_series(path, limits)
+            table, damaged = list_readable(path, limits)
     except MedsslError as error:
-        return [Found(path, None, _digest(path, limits), group, error)]
-    found = []
+        return [Found(path, None, "", group, error)]
+    found = [Found(source.path, None, _digest(source), group, why) for source, why in damaged]
     for one in table:
         refusal = None
         if one.refusal is not None:
             refusal = InputError(one.refusal, "export the series again", file=path)
-        found.append(Found(path, one.number, _joined(one.sources), group, refusal))
+        found.append(Found(path, one, _joined(one.sources), group, refusal))
     return found
 
 
-def _digest(path: Path, limits: Limits) -> str:
-    """What a folder that is no series hashes to; nothing where it cannot be read."""
+def _digest(damaged: Source) -> str:
+    """What a damaged file hashes to; nothing where not even its bytes can be read."""
     try:
-        return _joined(sources(path, limits))
+        return _joined([damaged])
     except (MedsslError, OSError):
         return ""
 

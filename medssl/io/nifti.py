@@ -157,12 +157,12 @@ def write(target: Path, image: Image, *, float32: bool, overwrite: bool) -> tupl
     tally = _Tally()
     if pair:
         head, body = _pair_names(target)
-        with _writer(head, overwrite) as sink:
+        with writer(head, overwrite) as sink:
             sink.write(header)
-        with _writer(body, overwrite) as sink:
+        with writer(body, overwrite) as sink:
             _write_planes(sink, image, origin, float32, tally)
     else:
-        with _writer(target, overwrite) as sink:
+        with writer(target, overwrite) as sink:
             sink.write(header)
             _write_planes(sink, image, origin, float32, tally)
     return tally.clipped, tally.digest.hexdigest()
@@ -173,6 +173,17 @@ def files_of(target: Path) -> tuple[Path, ...]:
     if target.name.endswith((".img", ".hdr", ".img.gz", ".hdr.gz")):
         return _pair_names(target)
     return (target,)
+
+
+@contextlib.contextmanager
+def writer(target: Path, overwrite: bool) -> Iterator[BinaryIO]:
+    """An atomic file, gzipped without time and name when its suffix says so."""
+    with atomic.file(target, overwrite=overwrite) as sink:
+        if target.name.endswith(".gz"):
+            with gzip.GzipFile("", "wb", GZIP_LEVEL, sink, mtime=0) as zipped:
+                yield zipped  # type: ignore[misc]
+        else:
+            yield sink
 
 
 def fresh_header(image: Image, float32: bool) -> bytes:
@@ -192,6 +203,15 @@ def fresh_header(image: Image, float32: bool) -> bytes:
     header["scl_slope"] = 1.0 if plain else float(stored.slope)
     header["scl_inter"] = 0.0 if plain else float(stored.intercept)
     return bytes(header.binaryblock) + b"\0" * 4
+
+
+def description(origin: NiftiOrigin) -> str:
+    """The text of at most 79 characters that a header has room for."""
+    size = _header_size(origin.header[:4])
+    kind = Nifti1Header if size == 348 else Nifti2Header
+    big_endian = int.from_bytes(origin.header[:4], "big") == size
+    header = kind(origin.header[:size], endianness=">" if big_endian else "<", check=False)
+    return bytes(header["descrip"].item()).decode("latin-1")
 
 
 def companions(path: Path) -> dict[str, Path]:
@@ -574,17 +594,6 @@ def _repack(header: bytes, pair: bool) -> bytes:
     tail += b"\0" * (-(size + len(tail)) % 16)
     parsed["vox_offset"] = 0 if pair else size + len(tail)
     return bytes(parsed.binaryblock) + tail
-
-
-@contextlib.contextmanager
-def _writer(target: Path, overwrite: bool) -> Iterator[BinaryIO]:
-    """An atomic file, gzipped without time and name when its suffix says so."""
-    with atomic.file(target, overwrite=overwrite) as sink:
-        if target.name.endswith(".gz"):
-            with gzip.GzipFile("", "wb", GZIP_LEVEL, sink, mtime=0) as zipped:
-                yield zipped  # type: ignore[misc]
-        else:
-            yield sink
 
 
 def _write_planes(

@@ -18,6 +18,8 @@ class Outputs:
     preview: Path | None
     noise_map: Path | None
     residual: Path | None
+    sigma_maps: Path | None = None
+    sigma_maps_picture: Path | None = None
 
     @classmethod
     def named(
@@ -30,6 +32,7 @@ class Outputs:
         preview: bool,
         noise_map: bool,
         residual: bool,
+        sigma_maps: bool = False,
     ) -> "Outputs":
         """Names of all files of a run.
 
@@ -42,6 +45,7 @@ class Outputs:
             preview: Draw a picture.
             noise_map: Write the noise map.
             residual: Write the residual.
+            sigma_maps: Write the maps of the method, and draw them with the picture.
 
         Raises:
             UsageError: The name's suffix is not known.
@@ -59,6 +63,10 @@ class Outputs:
             preview=beside(target, ".preview.png") if preview else None,
             noise_map=beside(target, f"_noise{extra}") if noise_map else None,
             residual=beside(target, f"_residual{extra}") if residual else None,
+            sigma_maps=beside(target, "_sigma_maps.nii.gz") if sigma_maps else None,
+            sigma_maps_picture=(
+                beside(target, "_sigma_maps.png") if sigma_maps and preview else None
+            ),
         )
 
     @classmethod
@@ -99,7 +107,8 @@ class Outputs:
     @property
     def all(self) -> tuple[Path, ...]:
         """Every file, the image first and the sidecar last."""
-        between = [self.residual, self.noise_map, self.preview]
+        maps = (self.sigma_maps, self.sigma_maps_picture)
+        between = [self.residual, self.noise_map, *maps, self.preview]
         made = [*nifti.files_of(self.image), *(p for p in between if p is not None)]
         return (*made, self.sidecar)
 

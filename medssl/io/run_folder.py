@@ -8,11 +8,13 @@ failures.jsonl       scans that could not be used, and why
 metrics.jsonl        losses
 loss.png             the same as a picture
 checkpoint-N/        all that is needed to go on after N steps: the last two
+.lock                while a training writes
 ```
 """
 
+import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,7 @@ from medssl.io import atomic, sidecar, weights
 RECORD = "run.json"
 LARGEST_RECORD = 1 << 22
 """Bytes of a JSON file that is read whole."""
+LOCK = ".lock"
 CHECKPOINT = "checkpoint-"
 KEPT = 2
 """Checkpoints; the older one is for the day on which the newer is damaged."""
@@ -80,11 +83,14 @@ class RunFolder:
         )
 
     def check(self, source: Path, *, overwrite: bool, resume: bool) -> None:
-        """Refuse a folder that is taken, or lies in the data.
+        """Refuse a folder that is taken, in use, or lies in the data.
 
         Raises:
             OutputError: With the remedy.
         """
+        if (self.path / LOCK).exists():
+            with self.locked():  # what a killed run left goes
+                pass
         taken = overwrite or (resume and (self.begun or not self.path.exists()))
         atomic.check_target(self.path, overwrite=taken, source=source)
         if self.path.exists() and not self.path.is_dir():
@@ -93,6 +99,38 @@ class RunFolder:
             raise OutputError(
                 "holds files but no training", "choose another folder with -o", file=self.path
             )
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep every other training out of the folder, which is made for it if need be.
+
+        The lock ends with the process, however that ends. File systems that know no locks keep
+        nobody out.
+
+        Raises:
+            OutputError: Another training has it, or it cannot be made.
+        """
+        from filelock import FileLock, Timeout
+
+        atomic.make_folder(self.path)
+        lock = FileLock(self.path / LOCK, timeout=0)
+        try:
+            lock.acquire()
+        except Timeout as error:
+            raise OutputError(
+                "another training writes into it",
+                "wait until it is done, or choose another folder with -o",
+                file=self.path,
+            ) from error
+        except OSError:  # a file system without locks
+            pass
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):  # while it is held, so that nobody else's goes
+                (self.path / LOCK).unlink(missing_ok=True)
+            lock.release()
+            atomic.remove_if_empty(self.path)
 
     def begin(self, record: Mapping[str, Any]) -> None:
         """Make the folder, or empty it of an earlier training, and write the first record.

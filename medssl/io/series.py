@@ -196,6 +196,24 @@ def list_series(path: Path, limits: Limits | None = None) -> tuple[Series, ...]:
     return _table(scan)
 
 
+def list_readable(
+    path: Path, limits: Limits
+) -> tuple[tuple[Series, ...], tuple[tuple[Source, InputError], ...]]:
+    """The series of a folder or zip without its damaged files, and why those are no use.
+
+    A series that a damaged file would have belonged to lacks that slice; a gap in it is a refusal
+    of the series.
+
+    Raises:
+        InputError: Nothing there.
+    """
+    damaged: list[tuple[Source, InputError]] = []
+    scan = _scan(sources(path, limits), limits, damaged)
+    if not scan.groups and not damaged:
+        raise _nothing(scan, path)
+    return _table(scan), tuple(damaged)
+
+
 def select(series: Sequence[Series], text: str | None) -> Series:
     """The series that a user means.
 
@@ -262,6 +280,25 @@ def read_series(
     return _read(chosen, scan, limits, path.resolve().name, allow_gaps, as_slices)
 
 
+def read_sources(of: Series, name: str, limits: Limits) -> Image:
+    """The image of one series that was listed; nothing else of its folder is opened.
+
+    Args:
+        of: The series.
+        name: For messages and sidecars.
+        limits: Bounds of what its files may ask for.
+
+    Raises:
+        InputError: It is not what it was.
+        MemoryLimitError: The voxels do not fit.
+    """
+    scan = _scan(of.sources, limits)
+    if not scan.groups:
+        raise InputError("holds no image any more", "look at the folder again")
+    select(_table(scan), None)
+    return _read(scan.groups[0], scan, limits, name, False, False)
+
+
 def read_datasets(datasets: Sequence[Dataset], limits: Limits | None = None) -> Image:
     """The image of data sets in memory, which must form one series.
 
@@ -299,8 +336,18 @@ def _encoded(dataset: Dataset) -> bytes:
     return target.getvalue()
 
 
-def _scan(found: Sequence[Source], limits: Limits) -> _Scan:
-    """Open every source up to its pixels and group what belongs together."""
+def _scan(
+    found: Sequence[Source],
+    limits: Limits,
+    damaged: list[tuple[Source, InputError]] | None = None,
+) -> _Scan:
+    """Open every source up to its pixels and group what belongs together.
+
+    Args:
+        found: What may be instances.
+        limits: Bounds of what they may ask for.
+        damaged: Takes those that cannot be read; None raises at the first.
+    """
     entries: list[_Entry] = []
     skipped = unreadable = 0
     others: Counter[str] = Counter()
@@ -309,6 +356,11 @@ def _scan(found: Sequence[Source], limits: Limits) -> _Scan:
             instance = open_instance(source, limits)
         except OSError:
             unreadable += 1
+            continue
+        except InputError as error:
+            if damaged is None:
+                raise
+            damaged.append((source, error))
             continue
         if instance is None:
             skipped += 1

@@ -9,9 +9,12 @@ Reference: Ong, Lustig. SigPy: A Python Package for High Performance Iterative R
 ISMRM 2019.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -70,6 +73,10 @@ class SigpyApp(Reconstructor):
         """(H, W) from k-space (coil, H, W)."""
         from sigpy.mri import app
 
+        with _seeded():
+            return self._run(app, kspace, maps, weights)
+
+    def _run(self, app: Any, kspace: Tensor, maps: Tensor, weights: Tensor) -> Tensor:
         y, s, w = (a.detach().cpu().numpy() for a in (kspace, maps, weights.real.float()))
         c, lambda_ = self.config, self.config.lambda_ or 0.0
         if c.app == "sense":
@@ -85,3 +92,14 @@ class SigpyApp(Reconstructor):
                 y, s, lambda_, weights=w, max_iter=c.iterations, show_pbar=False
             )
         return torch.from_numpy(run.run()).to(kspace)
+
+
+@contextmanager
+def _seeded() -> Iterator[None]:
+    """SigPy measures norms from random images of NumPy's global generator, which is put back."""
+    state = np.random.get_state()  # noqa: NPY002
+    np.random.seed(0)  # noqa: NPY002
+    try:
+        yield
+    finally:
+        np.random.set_state(state)  # noqa: NPY002

@@ -104,6 +104,44 @@ def test_extra_outputs_and_json(medssl, tmp_path, nifti, brain):
     assert 3 < load["out_noise.nii.gz"][20, 18, 12] < 7
 
 
+def test_maps_are_saved_used_again_and_edited_in_a_region(medssl, tmp_path, nifti, brain):
+    source = nifti(brain)
+    region = np.zeros(brain.shape, np.uint8)
+    region[10:14, 10:14, 10:12] = 1
+    words = ["--method", "filter2noise-scalar", "--set", "train.steps=3", "--sigma", 6]
+    words += ["--noise", "gaussian", "--threads", 1, "--no-preview", "-q"]
+    code, out, err = medssl("denoise", source, tmp_path / "a.nii", *words, "--maps")
+    assert code == 0, err
+    assert [Path(line).name for line in out.splitlines()] == [
+        "a.nii",
+        "a_sigma_maps.nii.gz",
+        "a.json",
+    ]
+    maps = tmp_path / "a_sigma_maps.nii.gz"
+    again = [*words, "--sigma-maps", maps]
+    assert medssl("denoise", source, tmp_path / "b.nii", *again)[0] == 0
+    assert (tmp_path / "b.nii").read_bytes() == (tmp_path / "a.nii").read_bytes()
+    edits = ["--roi", nifti(region, "region.nii"), "--strength-in-roi", 0]
+    edits += ["--roi", "20:24,20:24,5:8", "--strength-in-roi", 3]
+    assert medssl("denoise", source, tmp_path / "c.nii", *again, *edits)[0] == 0
+    plain, edited = (nib.load(tmp_path / n).get_fdata() for n in ("b.nii", "c.nii"))
+    assert np.array_equal(edited[region > 0], np.float32(brain)[region > 0])
+    changed = np.argwhere((plain != edited) & (region == 0))
+    assert len(changed)
+    assert (changed[:, 2] >= 5).all()
+    assert (changed[:, 2] < 8).all()
+    record = json.loads((tmp_path / "c.json").read_text())["medssl"]
+    assert record["recipe"]["regions"] == [
+        {"strength": 0.0, "voxels": 32},
+        {"strength": 3.0, "voxels": 48},
+    ]
+    assert "outside the regions of interest" in record["qc"]["regions"]
+    assert "region.nii" not in json.dumps(record)
+    over = medssl("denoise", source, tmp_path / "a.nii", *again, "--maps", "--overwrite")
+    assert over[0] == 6
+    assert "a_sigma_maps.nii.gz" in over[2]
+
+
 def test_dry_run_writes_nothing(medssl, tmp_path, nifti, brain):
     code, out, err = medssl("denoise", nifti(brain), "--dry-run", "--json")
     assert code == 0
@@ -132,6 +170,13 @@ USAGE = {
     "odd device": (["--device", "toaster"], 2),
     "one byte of memory": (["--memory", "1B"], 5),
     "no such option": (["--sigmas", "3"], 2),
+    "maps of no method": (["--sigma-maps", "nowhere.nii.gz"], 2),
+    "maps of a method that has none": (["--save-sigma-maps", "--method", "collaborative"], 2),
+    "no such maps": (["--sigma-maps", "none.nii", "--method", "filter2noise"], 3),
+    "a region without strength": (["--roi", "0:4,0:4,0:4"], 2),
+    "a strength of no region": (["--strength-in-roi", "0.5"], 2),
+    "a region outside": (["--roi", "0:4,0:99", "--strength-in-roi", "0.5"], 2),
+    "no such region": (["--roi", "nowhere.nii", "--strength-in-roi", "0.5"], 3),
     "no such mask": (["--mask", "nowhere.nii"], 3),
     "no such suffix": (["-o", "out.xyz"], 2),
     "no such folder": (["-o", "nowhere/out.nii"], 6),

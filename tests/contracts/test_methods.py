@@ -93,6 +93,15 @@ def test_a_recipe_builds_and_says_what_to_expect(task, name):
         }
 
 
+def test_hyphens_and_underscores_in_a_name_do_not_matter():
+    for name in ("cbsn", "c-bsn", "C-BSN", "c_bsn"):
+        assert config.load("denoise", name).name == "cbsn"
+    assert config.load("denoise", "zs-n2n").name == "zs_n2n"
+    for task in config.TASKS:
+        bare = [name.replace("_", "") for name in config.recipes(task)]
+        assert len(set(bare)) == len(bare)
+
+
 @pytest.mark.parametrize(("task", "name"), RESTORERS)
 @pytest.mark.parametrize("shape", [(1, 1, 24, 24), (1, 1, 21, 17), (1, 1, 16, 13, 5)])
 def test_shape_is_kept_and_values_are_finite(task, name, shape):
@@ -111,6 +120,23 @@ def test_a_batch_equals_its_images_one_by_one(task, name):
         together = method.restore(batch(images, method))
         alone = torch.cat([method.restore(batch(images[k : k + 1], method)) for k in range(2)])
     assert torch.allclose(together, alone, atol=1e-4 * float(together.std()))
+
+
+@pytest.mark.parametrize(("task", "name"), RESTORERS)
+def test_a_method_follows_sigma_or_says_that_it_does_not(task, name):
+    recipe = config.load(task, name)
+    method, _ = restorer(recipe)
+    if recipe.train is not None:
+        train = dataclasses.replace(recipe.train, steps=1)
+        fit(method, [batch(scene(1, 1, 32, 32), method)], train)
+    seen = batch(scene(1, 1, SIDE, SIDE), method)
+    with torch.no_grad():
+        once, again, doubled = (
+            method.restore(dataclasses.replace(seen, sigma=s * seen.sigma, generator=stream(0, "")))
+            for s in (1, 1, 2)
+        )
+    assert torch.equal(once, again)
+    assert torch.equal(once, doubled) != method.follows_sigma
 
 
 @pytest.mark.parametrize(("task", "name"), RESTORERS)

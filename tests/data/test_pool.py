@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from medssl.core.random import stream
-from medssl.data.pool import Pool, Sampling, batch, batches, fixed_batch
+from medssl.data.pool import Crop, Pool, Sampling, batch, batches, fixed_batch
 
 
 @dataclass
@@ -17,6 +17,7 @@ class Flat:
     shape: tuple[int, ...] = (32, 24, 12)
     n_volumes: int = 1
     masked: bool = False
+    starts: bool = False
 
     def measured(self, volume, part):
         if not self.masked:
@@ -26,7 +27,9 @@ class Flat:
 
     def crop(self, volume, part):
         sizes = [p.stop - p.start for p in part]
-        return torch.full(sizes, self.value), torch.full((), 2.0) if self.value else None
+        value = torch.full(sizes, self.value)
+        sigma = torch.full((), 2.0) if self.value else None
+        return Crop(value, sigma, value + 1 if self.starts else None)
 
 
 def sampling(**changes):
@@ -80,6 +83,12 @@ def test_masked_parts_are_avoided():
     for step in range(20):
         batch([scan], sampling(), step, progress=0)
     assert sum(start >= 240 for start in seen) > 0.95 * len(seen)
+
+
+def test_what_a_method_starts_from_comes_with_its_crop():
+    made = batch([Flat(1.0, starts=True), Flat(2.0, starts=True)], sampling(), 0, progress=0.0)
+    assert torch.equal(made.estimate, made.image + 1)
+    assert batch([Flat(1.0)], sampling(), 0, progress=0.0).estimate is None
 
 
 def test_the_fixed_batch_comes_from_all_and_never_changes():

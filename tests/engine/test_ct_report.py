@@ -19,6 +19,7 @@ class _Scale:
     """A filter in HU without a noise spectrum."""
 
     noise = SimpleNamespace(sigma_map=None, spectrum=None)
+    maps = None
 
     def __init__(self, blur):
         def restore(noisy):

@@ -95,6 +95,40 @@ def stopping_at(step):
     return tell
 
 
+def test_two_trainings_do_not_write_into_one_folder(archive, tmp_path, quick):
+    """The second is refused while the first looks, learns, or goes on."""
+    refused = []
+
+    def tell(stage, done, total):
+        if (stage, done) in (("find scans", 0), ("learn", 2)):
+            for words in ({}, {"overwrite": True}, {"resume": True}):
+                with pytest.raises(OutputError) as caught:
+                    api.train(archive, tmp_path / "run", steps=4, **FAST, **words)
+                refused.append(str(caught.value))
+
+    api.train(archive, tmp_path / "run", steps=4, progress=tell, **FAST)
+    assert len(refused) == 6
+    assert set(refused) == {
+        "run: another training writes into it; wait until it is done, or choose another folder "
+        "with -o"
+    }
+    assert not (tmp_path / "run" / ".lock").exists()
+
+
+def test_the_lock_of_a_killed_training_keeps_nobody_out(archive, tmp_path, quick):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".lock").touch()
+    done = api.train(archive, tmp_path / "run", steps=2, **FAST)
+    assert done.record["complete"] is True
+
+
+def test_a_training_of_nothing_leaves_nothing(tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="no scan was found"):
+        api.train(tmp_path / "empty", tmp_path / "run", **FAST)
+    assert [p.name for p in tmp_path.iterdir()] == ["empty"]
+
+
 def test_what_a_run_holds(trained):
     record = json.loads((trained.run / "run.json").read_text())
     assert record["complete"] is True

@@ -1,6 +1,7 @@
 """What counts as a scan below a folder."""
 
 import json
+import zipfile
 
 import numpy as np
 import pytest
@@ -8,6 +9,8 @@ import pytest
 from medssl.core.errors import InputError
 from medssl.io.example_series import ct_series
 from medssl.io.folder import find_scans
+from medssl.io.limits import Limits
+from medssl.io.series import read_sources
 
 
 def picture(path, seed):
@@ -52,14 +55,39 @@ def test_the_first_folders_that_differ_are_patients(tmp_path, above):
     assert [f.group for f in find_scans(tmp_path)] == ["p1", "p1", "p2"]
 
 
-def test_a_damaged_series_is_one_refusal(tmp_path):
-    ct_series(tmp_path / "ct", np.zeros((8, 8, 3), np.float32), (1, 1, 3))
-    next((tmp_path / "ct").iterdir()).unlink()
-    broken = min((tmp_path / "ct").iterdir())
+def test_a_damaged_file_is_one_refusal_and_the_other_series_are_used(tmp_path):
+    for k in range(2):  # of one folder, as they come from a disc
+        for path in ct_series(tmp_path / "x", np.full((8, 8, 3), k, np.float32), (1, 1, 3), seed=k):
+            path.rename(tmp_path / f"{k}{path.name}")
+    (tmp_path / "x").rmdir()
+    broken = tmp_path / "0IM0003.dcm"
     broken.write_bytes(broken.read_bytes()[:-40])
-    (found,) = find_scans(tmp_path)
-    assert found.refusal is not None
-    assert found.refusal.code == 3
+    damaged, shorter, whole = find_scans(tmp_path)
+    assert "0IM0003.dcm: PixelData claims 128 bytes, 88 are left" in str(damaged.refusal)
+    assert damaged.refusal.code == 3
+    assert [scan.refusal for scan in (shorter, whole)] == [None, None]
+    assert [scan.series.count for scan in (shorter, whole)] == [2, 3]
+    image = read_sources(whole.series, "scan", Limits())
+    assert image.shape == (8, 8, 3)
+    assert image.data.mean() == 1
+    broken.with_name("0IM0002.dcm").unlink()
+    (tmp_path / "0IM0001.dcm").unlink()
+    assert [scan.refusal is None for scan in find_scans(tmp_path)] == [False, True]
+
+
+def test_a_damaged_member_of_a_zip_is_one_refusal(tmp_path):
+    paths = ct_series(tmp_path / "x", np.zeros((8, 8, 3), np.float32), (1, 1, 3))
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
+        for path in paths:
+            archive.write(path, path.name)
+            path.unlink()
+    content = bytearray((tmp_path / "x.zip").read_bytes())
+    content[200] ^= 1  # in the first member, which its checksum tells
+    (tmp_path / "x.zip").write_bytes(content)
+    damaged, rest = find_scans(tmp_path)
+    assert damaged.refusal is not None
+    assert rest.refusal is None
+    assert rest.series.count == 2
 
 
 def test_nothing_there_is_said(tmp_path):
