@@ -1,10 +1,15 @@
 """`medssl methods`: what can be asked for by name."""
 
 import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import typer
 
 from ._options import Json
+
+if TYPE_CHECKING:
+    from medssl.config import Recipe
 
 
 def methods(as_json: Json = False) -> None:
@@ -25,7 +30,7 @@ def methods(as_json: Json = False) -> None:
                     "name": name,
                     "method": recipe.method,
                     "title": f"Mean of {len(parts)}: {title}" if recipe.average else title,
-                    "learns": any(part.train is not None for part in parts),
+                    "learns": _learns(parts),
                     "reference": "; ".join(config.reference(task, m) for m in modules),
                 }
             )
@@ -34,5 +39,12 @@ def methods(as_json: Json = False) -> None:
         return
     wide = max(len(str(row["name"])) for row in rows)
     for row in rows:
-        learns = "learns from the scan" if row["learns"] else "learns nothing"
+        learns = f"learns {row['learns']}"
         typer.echo(f"{row['task']:8} {row['name']:{wide}}  {row['title']} ({learns})")
+
+
+def _learns(parts: "Sequence[Recipe]") -> str:
+    """What from: many scans for those that `medssl train` alone can fit."""
+    if all(part.train is None for part in parts):
+        return "nothing"
+    return "from the scan" if all(part.raw is None for part in parts) else "from many scans"
