@@ -21,22 +21,17 @@ from medssl.core.run import Run
 from medssl.data.slices import Slices
 from medssl.engine.build import reconstructor
 from medssl.engine.device import MIB, Machine
+from medssl.engine.receive import Chain, received
 from medssl.engine.weights import TrainedRecon
 from medssl.engine.withhold import Curve, choose_lambda, mean_error, object_of, partings
 from medssl.method import Reconstructor
 from medssl.physics.acquisition import model
-from medssl.physics.coils import (
-    Mixing,
-    magnitude,
-    root_sum_of_squares,
-    virtual_coils,
-    whitening,
-)
-from medssl.physics.espirit import KERNEL, espirit, folded, soften
+from medssl.physics.coils import Mixing, magnitude, root_sum_of_squares
+from medssl.physics.espirit import espirit, folded, soften
 from medssl.physics.fourier import to_kspace
-from medssl.physics.kspace_noise import Receivers, from_edge, from_noise_scan
+from medssl.physics.kspace_noise import Receivers
 from medssl.physics.nufft import SenseNufft, density
-from medssl.physics.sampling import calibration_size, central, edge, radius, reach
+from medssl.physics.sampling import central, edge, reach
 
 Progress = Callable[[str, int, int], None]
 """Told the stage, how much is done, and how much there is."""
@@ -44,10 +39,6 @@ DEFAULT = "l1_wavelet"
 """Recipe."""
 LOOKED_AT = 5
 """Slices, evenly spaced, on which everything is chosen."""
-CALIBRATION = 24
-"""Side of the block of k-space that coil maps are made from, at most."""
-DEAD = 1e-3
-"""Standard deviation of a coil, as a share of the median, below which it is not connected."""
 TWO_SETS = 0.01
 """Share of the object that must be folded for a second set of maps."""
 UNEXPLAINED = 1.4
@@ -77,28 +68,6 @@ class Asked:
     seed: int = 0
     weights: TrainedRecon | None = None
     """Of an earlier training, which has the recipe; None learns nothing and needs nothing."""
-
-
-@dataclass(frozen=True, eq=False)
-class Chain:
-    """What happens to the coils before anything else.
-
-    Args:
-        alive: Indices of the coils that hold a signal.
-        forward: (virtual, alive) whitening and compression.
-        back: (alive, virtual) undoes it, as far as it can be undone.
-        sigma: (virtual,) standard deviation of the noise of each real component.
-    """
-
-    alive: list[int]
-    forward: Tensor
-    back: Tensor
-    sigma: Tensor
-
-    def __call__(self, kspace: Tensor) -> Tensor:
-        """(B, virtual, ...) of (B, coil, ...)."""
-        kspace = kspace[:, self.alive].to(self.forward.device)
-        return Mixing(self.forward, tuple(kspace.shape[1:]))(kspace)
 
 
 @dataclass(frozen=True, eq=False)
@@ -265,7 +234,18 @@ def drafted(
     _refuse_missing(scan, patterns)
     with run.stage("coils"):
         tell("look at coils", 0, 1)
-        chain, receivers, block = _chain(slices, few, patterns, asked, machine, run, method)
+        estimated = method.needs_maps and asked.maps is None
+        chain, receivers, block = received(
+            slices,
+            few,
+            patterns,
+            run,
+            most=asked.coils if estimated else None,
+            whiten=asked.whiten,
+            noise=asked.noise,
+            calibrated=estimated,
+        )
+        chain = chain.to(machine.device)
     return Prepared(slices, asked, machine, method, chain, receivers, block, 1, 1.0, None, settled)
 
 
@@ -367,119 +347,6 @@ def _refuse_missing(scan: KSpace, patterns: Sequence[NDArray[np.bool_]]) -> None
             "lines are missing",
             "export the whole measurement",
         )
-
-
-def _chain(
-    slices: Slices,
-    few: Sequence[int],
-    patterns: Sequence[NDArray[np.bool_]],
-    asked: Asked,
-    machine: Machine,
-    run: Run,
-    method: Reconstructor,
-) -> tuple[Chain, Receivers, tuple[int, int]]:
-    """Coils that live, their noise, and the few combinations that hold the signal."""
-    kspace = slices.kspace(few)
-    samples = torch.cat(
-        [one[:, torch.from_numpy(p)] for one, p in zip(kspace, patterns, strict=True)], 1
-    )
-    size = torch.view_as_real(samples).square().mean((1, 2)).sqrt()
-    if not bool(torch.isfinite(size).all()):
-        coil = int(torch.isfinite(size).int().argmin())
-        raise InputError(f"coil {coil} holds values that are not finite", "export it again")
-    if not bool(size.max() > 0):
-        raise InputError("k-space holds zeros only", "check the export of the raw data")
-    alive = (size > DEAD * size.median()).nonzero()[:, 0].tolist()
-    dead = [c for c in range(len(size)) if c not in alive]
-    if dead:
-        run.warn(f"coils without a signal are left out: {', '.join(map(str, dead))}")
-    samples = samples[alive]
-    receivers = _receivers(slices, patterns, samples, asked, alive)
-    if receivers.shrunk:
-        run.warn("too little noise was seen to know how coils are correlated; taken as independent")
-    block = _block(slices, patterns, asked, method)
-    n = len(alive)
-    white = torch.eye(n, dtype=torch.complex128)
-    if asked.whiten:
-        white = whitening(receivers.covariance).to(torch.complex128)
-    few_coils, share = torch.eye(n, dtype=torch.complex128), 1.0
-    if n > asked.coils and method.needs_maps and asked.maps is None:
-        middle = _middle(slices, kspace[:, alive], patterns, block)
-        few_coils, share = virtual_coils(white @ middle.to(torch.complex128), asked.coils)
-    forward = few_coils @ white
-    covariance = forward @ receivers.covariance @ forward.mH
-    run.noise["virtual_coils"] = {"count": int(forward.shape[0]), "energy": share}
-    if n == 1 and any(not p.all() for p in patterns):
-        run.warn("there is one coil: nothing but the prior can fill in what was not measured")
-    single = torch.complex64
-    chain = Chain(
-        alive,
-        forward.to(single).to(machine.device),
-        (torch.linalg.inv(white) @ few_coils.mH).to(single).to(machine.device),
-        (covariance.diagonal().real / 2).sqrt(),
-    )
-    return chain, receivers, block
-
-
-def _receivers(
-    slices: Slices,
-    patterns: Sequence[NDArray[np.bool_]],
-    samples: Tensor,
-    asked: Asked,
-    alive: Sequence[int],
-) -> Receivers:
-    """The noise of the living coils."""
-    noise = asked.noise if asked.noise is not None else slices.scan.noise
-    if noise is not None:
-        if noise.shape[0] != slices.scan.n_coils:
-            raise InputError(
-                f"the noise scan has {noise.shape[0]} coils, the scan {slices.scan.n_coils}",
-                "give the noise scan of this measurement",
-            )
-        return from_noise_scan(torch.from_numpy(np.array(noise))[list(alive)])
-    if slices.scan.trajectory is not None:
-        far = np.linalg.norm(slices.scan.trajectory, axis=-1)
-        distance = np.concatenate([far[p] for p in patterns])
-    else:
-        distance = np.concatenate([radius(slices.shape)[p] for p in patterns])
-    return from_edge(samples, torch.from_numpy(distance))
-
-
-def _block(
-    slices: Slices,
-    patterns: Sequence[NDArray[np.bool_]],
-    asked: Asked,
-    method: Reconstructor,
-) -> tuple[int, int]:
-    """Size of the fully sampled centre that all slices share."""
-    if slices.scan.trajectory is not None:
-        return min(CALIBRATION, slices.shape[0]), min(CALIBRATION, slices.shape[1])
-    sizes = [calibration_size(p) for p in patterns]
-    block = tuple(min(CALIBRATION, *(s[a] for s in sizes)) for a in (0, 1))
-    if min(block) < KERNEL and method.needs_maps and asked.maps is None:
-        raise InputError(
-            f"the fully sampled centre of k-space is {block[0]}x{block[1]}, coil maps need "
-            f"{KERNEL}x{KERNEL}",
-            "give maps with --maps, or take --method zero-filled",
-        )
-    return block[0], block[1]
-
-
-def _middle(
-    slices: Slices,
-    kspace: Tensor,
-    patterns: Sequence[NDArray[np.bool_]],
-    block: tuple[int, int],
-) -> Tensor:
-    """(coil, n) samples near DC."""
-    if slices.scan.trajectory is not None:
-        near = np.linalg.norm(slices.scan.trajectory, axis=-1) <= block[0] / 2
-        return kspace[0][:, torch.from_numpy(near)]
-    del patterns
-    if min(block) < 2:
-        return kspace.movedim(1, 0).flatten(1)
-    ys, xs = central(slices.shape, block)
-    return kspace[..., ys, xs].movedim(1, 0).flatten(1)
 
 
 def _centre(ready: Prepared, kspace: Tensor, trajectory: Tensor | None) -> Tensor:
