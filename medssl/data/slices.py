@@ -10,6 +10,7 @@ from torch import Tensor
 
 from medssl.core.errors import InputError
 from medssl.core.kspace import KSpace
+from medssl.io.mapped import forget
 from medssl.physics.fourier import to_image
 
 Mask = NDArray[np.bool_]
@@ -137,4 +138,5 @@ def _transformed(data: NDArray[np.complex64], axis: int, plane: Mask) -> NDArray
     for coil in range(data.shape[0]):
         lines = np.moveaxis(data[coil], axis, 0)[:, plane]
         columns[coil] = to_image(torch.from_numpy(np.array(lines, np.complex64)), (0,)).numpy()
+        forget(data)
     return columns

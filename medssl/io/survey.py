@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from medssl.core.errors import InputError
 from medssl.io.limits import MIB
+from medssl.io.mapped import forget
 
 CHUNK = 16 * MIB
 FLAT = 2.0
@@ -121,6 +122,8 @@ def contrast(energy: NDArray[np.float64]) -> float:
 def slabs(volume: NDArray[np.complex64]) -> Iterator[tuple[int, NDArray[np.complex64]]]:
     """Pieces of (*spatial) data along its slowest axis in memory, with where they start.
 
+    The memory of a mapped file is given back afterwards.
+
     Yields:
         Start, and the piece with that axis first.
     """
@@ -129,6 +132,7 @@ def slabs(volume: NDArray[np.complex64]) -> Iterator[tuple[int, NDArray[np.compl
     rows = max(CHUNK // max(ordered[0].size * volume.itemsize, 1), 1)
     for start in range(0, ordered.shape[0], rows):
         yield start, ordered[start : start + rows]
+    forget(volume)
 
 
 def _look(

@@ -10,6 +10,7 @@ import pytest
 from medssl.core.errors import InputError, MedsslError, UsageError
 from medssl.io import trajectory
 from medssl.io.kspace import is_raw, read_kspace
+from medssl.io.mapped import forget
 
 FASTMRI_XML = """<?xml version="1.0"?>
 <ismrmrdHeader xmlns="http://www.ismrm.org/ISMRMRD"><encoding>
@@ -394,3 +395,13 @@ def test_facts_of_the_given_arrays(data_folder):
     assert spokes.geometry.shape == (192, 192)
     with pytest.raises(InputError, match="not Cartesian"):
         read_kspace(folder / "bart_cfl/kMB1_top_SP29.cfl")
+
+
+def test_a_mapped_file_is_forgotten_and_read_again(tmp_path):
+    values = np.arange(4096, dtype=np.complex64).reshape(64, 64)
+    values.tofile(tmp_path / "a.bin")
+    mapped = np.memmap(tmp_path / "a.bin", np.complex64, "r", shape=(64, 64))
+    view = mapped[3:].T
+    forget(view)
+    forget(values)
+    assert np.array_equal(view, values[3:].T)
