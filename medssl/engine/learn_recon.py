@@ -5,7 +5,7 @@ That teaches a net how images arise from k-space; it does not turn images into r
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -109,7 +109,7 @@ class ReconCourse(Course[RawLook, Acquired]):
         if found.refusal is not None:
             raise found.refusal
         if not is_raw(found.path):
-            shape, slices = self._pictures(found)
+            shape, slices = self._pictures(found, self.wanted.train.slices)
             return RawLook(
                 id=short(found.id),
                 group=group,
@@ -201,10 +201,12 @@ class ReconCourse(Course[RawLook, Acquired]):
         """Slices of patients that are only tested on, or generated ones."""
         del method
         slices: list[Slice] = []
-        for scan in archive.test[:TEST_SLICES]:
+        # consistency alone is least where a net does nothing: it must not choose the weights
+        needs_truth = self._untrained.learns_from != "none"
+        suited = [scan for scan in archive.test if scan[1].full or not needs_truth]
+        for scan in suited[:TEST_SLICES]:
             own = None if self._raw.labelled > 0 else _number(scan[1].id)
-            some = self._opened(scan, own).slices
-            slices.append(some[len(some) // 2])
+            slices += self._opened(scan, own, 1).slices
         if not slices and self._raw.simulated and self.wanted.train.held_out > 0:
             first = self._raw.simulated
             for k in range(first, first + TEST_SLICES):
@@ -220,17 +222,10 @@ class ReconCourse(Course[RawLook, Acquired]):
     ) -> Iterator[Acquired]:
         """Of each kind of scan in turn."""
         del method
+        words, kinds = record["sampling"], self._sources(archive).kinds
         pools = [
-            Pool(
-                len(items),
-                lambda k, items=items: items[k](),  # type: ignore[misc]
-                hold=int(hold),
-                turn=int(record["sampling"]["turn"]),
-                seed=self.wanted.seed,
-            )
-            for items, hold in zip(
-                self._sources(archive).kinds, record["sampling"]["hold"], strict=True
-            )
+            self._pool(items, int(hold), int(words["turn"]))
+            for items, hold in zip(kinds, words["hold"], strict=True)
         ]
         return batches(pools, self._drawing(), start, self.wanted.train.steps)
 
@@ -249,8 +244,11 @@ class ReconCourse(Course[RawLook, Acquired]):
         used = kinds[::2] if self._untrained.learns_from == "full" else kinds
         return _Sources(len(kinds[0]) + len(kinds[2]), [kind for kind in used if kind])
 
+    def _pool(self, items: Sequence[Callable[[], Scan]], hold: int, turn: int) -> Pool[Scan]:
+        return Pool(len(items), lambda k: items[k](), hold=hold, turn=turn, seed=self.wanted.seed)
+
     def _reader(self, scan: tuple[Found, RawLook], own: int | None) -> Callable[[], Scan]:
-        return lambda: self._opened(scan, own)
+        return lambda: self._opened(scan, own, self.wanted.train.slices)
 
     def _maker(self, k: int, own: int | None) -> Callable[[], Scan]:
         return lambda: self._generated(k, own)
@@ -260,15 +258,15 @@ class ReconCourse(Course[RawLook, Acquired]):
         share = self._raw.labelled
         return min(n, max(1, round(share * n))) if share > 0 else 0
 
-    def _opened(self, scan: tuple[Found, RawLook], own: int | None) -> Scan:
-        """The slices of a scan of the user."""
+    def _opened(self, scan: tuple[Found, RawLook], own: int | None, most: int) -> Scan:
+        """Some slices of a scan of the user, evenly spaced."""
         found, look = scan
         with naming(found.path):
             if look.kind == "raw":
                 kspace = read_kspace(found.path, limits=self.limits)
                 ready = self._source.opened(kspace, Run("train"))
-                return self._source.held(ready, self.wanted.train.slices, own)
-            shape, pictures = self._pictures(found)
+                return self._source.held(ready, most, own)
+            shape, pictures = self._pictures(found, most)
             made = []
             for k, picture in enumerate(pictures):
                 number = _number(look.id) + k
@@ -282,15 +280,17 @@ class ReconCourse(Course[RawLook, Acquired]):
         number = int(torch.randint(2**31, (), generator=stream(self.wanted.seed, name)))
         return Scan((self._source.generated(number, own),))
 
-    def _pictures(self, found: Found) -> tuple[tuple[int, int], list[NDArray[np.float32]]]:
-        """Slices of magnitude images, and the matrix that they are measured on.
+    def _pictures(
+        self, found: Found, most: int
+    ) -> tuple[tuple[int, int], list[NDArray[np.float32]]]:
+        """Some slices of magnitude images, and the matrix that they are measured on.
 
         Raises:
             InputError: It holds no magnitudes.
         """
         with naming(found.path):
             image = read_found(found, self.limits)
-            return _matrix(image, self._raw.size), _slices(image, self.wanted.train.slices)
+            return _matrix(image, self._raw.size), _slices(image, most)
 
     def _drawing(self) -> Drawing:
         return Drawing(

@@ -1,4 +1,4 @@
-"""What the paper claims: a net that was trained with consistency stays calm when a scan is noisy."""
+"""What the paper claims: a net that was trained with consistency is calm when a scan is noisy."""
 
 import numpy as np
 import pytest
