@@ -13,7 +13,7 @@ pattern, truth is the image of the head coils times the smooth ratio of both rec
 import argparse
 import contextlib
 import io
-import sys
+import json
 import tempfile
 import time
 import warnings
@@ -121,7 +121,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=150, help="updates of every training")
     parser.add_argument("--scans", type=int, default=40, help="generated scans to learn from")
     parser.add_argument("--recipes", default=",".join(NETS), help="comma between")
-    parser.add_argument("--runs", type=Path, help="keep trainings here and take those that are")
+    parser.add_argument("--runs", type=Path, help="keep trainings and their rows here, and take those that are")
     words: argparse.Namespace = parser.parse_args()
     torch.set_num_threads(1)
     folder = words.runs or Path(tempfile.mkdtemp())
@@ -138,8 +138,8 @@ def main() -> None:
     body_truth = truth * field[0] / np.maximum(field[1], 1e-6 * field[1].max())
     body, body_truth = body / body_truth.max(), body_truth / body_truth.max()
 
-    rows = []
-    for name in ("l1_wavelet", *words.recipes.split(",")):
+
+    def tested(name: str) -> dict[str, Any]:
         run, spent = None, 0.0
         if name != "l1_wavelet":
             run, spent = trained(name, words.steps, folder, {"raw.simulated": words.scans})
@@ -154,9 +154,15 @@ def main() -> None:
             row[f"sweep {level:g}"] = f"{score(image, truth, inside)[0]:.2f}"
         db, similarity = score(image_of(scan_of(body, patterns[2]), run), body_truth, inside)
         row["body coil"] = f"{db:.2f} / {similarity:.3f}"
-        print(row, file=sys.stderr)
-        rows.append(row)
-    row = {"method": "zero-filled", "training CPU s": 0}
+        return row
+
+    rows = []
+    for name in ("l1_wavelet", *words.recipes.split(",")):
+        kept = folder / f"{name}.json"
+        if not kept.exists():
+            kept.write_text(json.dumps(tested(name)))
+        rows.append(json.loads(kept.read_text()))
+    row: dict[str, Any] = {"method": "zero-filled", "training CPU s": 0}
     for r in (4, 8):
         for sigma in SIGMAS:
             plain = zero_filled(scan_of(noisy(head, sigma), patterns[r]))

@@ -27,8 +27,11 @@ LEAST_SIGMA = 1e-3
 """Less noise than this is none."""
 USUAL_SIGMA = 0.02
 """Noise for which the first mu is meant."""
-CHANNEL = 10.0
-"""What sigma is multiplied with in the channel of a net, so that it is about 1."""
+UNIT = 0.02
+"""Denoisers see images in units of the noise, or of this where there is less: what they have to
+remove is then about 1, which is learnt in few steps."""
+CHANNEL = 100.0
+"""What the unit is multiplied with in the channel of a net."""
 QUICK = 10.0
 """What the parameters of mu are multiplied with: they move so much faster than weights."""
 Base = Callable[[Acquired], Tensor]
@@ -42,7 +45,7 @@ class Config:
     stages: int = 4
     """K; the paper has 8."""
     denoiser: chain.Config | unet.Config = field(
-        default_factory=lambda: chain.Config(depth=5, width=32, zero_last=True)
+        default_factory=lambda: chain.Config(depth=5, width=32, zero_last=True, detail=True)
     )
     """D_k; the paper has residual nets of 4 convolutions with 128 channels."""
     shared: bool = False
@@ -99,11 +102,12 @@ class Unrolled(nn.Module):
 
     def _denoised(self, k: int, x: Tensor, sigma: Tensor) -> Tensor:
         """What the k-th denoiser adds; sets of maps are images of their own."""
-        flat = torch.view_as_real(x.flatten(0, -3)).movedim(-1, 1)
+        unit = sigma.clamp_min(UNIT) if self.config.told else torch.full_like(sigma, UNIT)
+        each = unit.expand(*x.shape[:-2], 1, 1).reshape(-1, 1, 1, 1)
+        flat = torch.view_as_real(x.flatten(0, -3)).movedim(-1, 1) / each
         if self.config.told:
-            level = (CHANNEL * sigma).expand(*x.shape[:-2], 1, 1).reshape(-1, 1, 1, 1)
-            flat = torch.cat([flat, level.expand_as(flat[:, :1])], 1)
-        made = self.denoisers[k % len(self.denoisers)](flat)
+            flat = torch.cat([flat, (CHANNEL * each).expand_as(flat[:, :1])], 1)
+        made = self.denoisers[k % len(self.denoisers)](flat) * each
         return torch.view_as_complex(made.movedim(1, -1).contiguous()).reshape(x.shape)
 
 
