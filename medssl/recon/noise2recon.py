@@ -18,7 +18,9 @@ self-supervised, N2R-SSDU (`supervised: false`).
 
 Departs from the paper: the default takes what there is, with the supervised term on scans with a
 truth and the self-supervised one on the others; points that the protocol never measures count as
-measured zeros in every term, the consistency included; the base net may be told the noise.
+measured zeros in every term, the consistency included; the base net may be told the noise. The
+recipes are of a size for one CPU; the paper takes Adam, 1e-3 (unrolled 1e-4), batches of 16, 40 000
+steps, R = 12 to 16, and a weight of 0.1, which counts for little in few steps.
 Needs: noise in the range of sigma; scans of the same kind.
 Reference: Desai et al. Noise2Recon: Enabling SNR-Robust MRI Reconstruction with Semi-Supervised and
 Self-Supervised Learning. Magnetic Resonance in Medicine 2023.
