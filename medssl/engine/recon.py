@@ -19,9 +19,9 @@ from medssl.core.errors import InputError, MemoryLimitError, QualityError, Usage
 from medssl.core.kspace import KSpace
 from medssl.core.run import Run
 from medssl.data.slices import Slices
+from medssl.engine import zero_shot
 from medssl.engine.build import reconstructor
 from medssl.engine.device import MIB, Machine
-from medssl.engine import zero_shot
 from medssl.engine.receive import Chain, received
 from medssl.engine.weights import TrainedRecon
 from medssl.engine.withhold import Curve, choose_lambda, mean_error, object_of, partings
@@ -479,7 +479,9 @@ def _learnt(ready: Prepared, how: OneScan, few: Sequence[int], tell: Progress) -
     scans = []
     for k in few[: train.slices]:
         batch = batch_of(ready, [k])
-        scans.append((batch, object_of(_centre(ready, batch.kspace * ready.scale, None), ready.slices.shape)))
+        scans.append(
+            (batch, object_of(_centre(ready, batch.kspace * ready.scale, None), ready.slices.shape))
+        )
 
     def show(step: int, count: int) -> None:
         tell("learn", step, count)

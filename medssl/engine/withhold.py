@@ -135,7 +135,9 @@ def folds(whole: Acquired, inside: Tensor, seed: int) -> list[Parted]:
     units = np.flatnonzero(aside if axis is None else aside.any(1 - axis))
     order = np.random.default_rng(seed).permutation(units)
     weights, made = _weights(whole, sampling[None]), []
-    for some in np.array_split(order, min(SPLITS if axis is None else LINE_SPLITS, len(units)) or 1):
+    for some in np.array_split(
+        order, min(SPLITS if axis is None else LINE_SPLITS, len(units)) or 1
+    ):
         chosen = np.zeros(sampling.size if axis is None else sampling.shape[axis], bool)
         chosen[some] = True
         part = chosen.reshape(sampling.shape) if axis is None else np.expand_dims(chosen, 1 - axis)
@@ -147,9 +149,7 @@ def folds(whole: Acquired, inside: Tensor, seed: int) -> list[Parted]:
 def _parted(whole: Acquired, kept: Tensor, weights: Tensor, inside: Tensor) -> Parted:
     """Points (B, 1, H, W) kept aside."""
     used = whole.sampling - kept
-    seen = dataclasses.replace(
-        whole, kspace=torch.where(used > 0, whole.kspace, 0), sampling=used
-    )
+    seen = dataclasses.replace(whole, kspace=torch.where(used > 0, whole.kspace, 0), sampling=used)
     return Parted(seen, kept * weights, whole, inside[:, None])
 
 

@@ -1,4 +1,4 @@
-r"""Zero-shot: a net that learns from the one scan that it reconstructs, and starts as compressed sensing.
+r"""Zero-shot: a net learns from the one scan that it reconstructs, starting as compressed sensing.
 
 With the measured points :math:`\Omega` parted at random into :math:`\Theta` and :math:`\Lambda`,
 the model A of coils and sampling, and the image that few wavelets describe,
@@ -14,9 +14,10 @@ complex normal noise n:
 The last convolutions and the steps towards the data start at 0, so that f is :math:`x_\Theta`
 before it has learnt anything. What it learns on :math:`\Theta` is applied to :math:`\Omega`.
 
-Departs from the paper: the first image, made from :math:`\Theta` alone; the consistency under noise
-of Noise2Recon; little in :math:`\Lambda`, because a net that learns to mend what is left of a scan
-by a large :math:`\Lambda` mends too much where nothing is missing; one norm instead of two.
+Departs from the paper: the first image, made of :math:`\Theta` alone; a small :math:`\Lambda`,
+because a net that learns to mend a scan without a large one mends too much of the whole; one norm
+instead of two; the consistency of Noise2Recon, its noise on what the stages see of the data (that
+of the first image is not theirs to answer for).
 Needs: sampling whose aliasing looks like noise, on a grid; coil maps.
 Reference: Yaman, Hosseini, Akcakaya. Zero-Shot Self-Supervised Learning for MRI Reconstruction.
 ICLR 2022.
@@ -35,9 +36,6 @@ from medssl.method import OneScan, Reconstructor
 from medssl.nets import chain, unrolled
 from medssl.physics.acquisition import parted, solved, unexplained, with_noise
 from medssl.physics.solve import Normal, fista_l1
-
-AGAIN = 15
-"""Iterations of the first image of a noisier scan, which begin at that of the scan itself."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +100,20 @@ class ZeroShot(Reconstructor):
 
     def first(self, batch: Acquired) -> Tensor:
         """Compressed sensing of what may be seen."""
-        return self._sparse(_seen(batch), self.config.iterations)
+        c = self.config
+
+        def solve(normal: Normal, b: Tensor, start: Tensor | None) -> Tensor:
+            return fista_l1(
+                normal,
+                b,
+                torch.tensor(c.lambda_ or 0.0),
+                stream(c.seed, "shifts"),
+                start=start,
+                iterations=c.iterations,
+                levels=c.levels,
+            )
+
+        return solved(_seen(batch), solve)
 
     def loss(self, batch: Acquired) -> dict[str, Tensor]:
         """The two terms of L."""
@@ -111,11 +122,10 @@ class ZeroShot(Reconstructor):
             theta, aside = parted(batch, c.rho, "uniform", (8, 8))
         with torch.no_grad():
             start = self.first(theta) if theta.start is None else theta.start
-            noisy = with_noise(theta, (0.0, c.noise * float(theta.level.mean())))
-            other = self._sparse(dataclasses.replace(noisy, start=start), AGAIN)
-        image = self.f(dataclasses.replace(theta, start=start))
+        theta = dataclasses.replace(theta, start=start)
+        image = self.f(theta)
         missed = torch.view_as_real(unexplained(batch, image, aside))
-        again = self.f(dataclasses.replace(noisy, start=other))
+        again = self.f(with_noise(theta, (0.0, c.noise * float(theta.level.mean()))))
         count = aside.sum() * batch.kspace.shape[-3]
         return {
             "aside": (missed.square().sum() / count).sqrt(),
@@ -126,23 +136,6 @@ class ZeroShot(Reconstructor):
         """Images (..., set, H, W)."""
         start = self.first(batch) if batch.start is None else batch.start
         return self.f(dataclasses.replace(_seen(batch), start=start))
-
-    def _sparse(self, batch: Acquired, iterations: int) -> Tensor:
-        """The minimum for each problem of the batch."""
-        c = self.config
-
-        def solve(normal: Normal, b: Tensor, start: Tensor | None) -> Tensor:
-            return fista_l1(
-                normal,
-                b,
-                torch.tensor(c.lambda_ or 0.0),
-                stream(c.seed, "shifts"),
-                start=start,
-                iterations=iterations,
-                levels=c.levels,
-            )
-
-        return solved(batch, solve)
 
 
 def _seen(batch: Acquired) -> Acquired:
