@@ -12,7 +12,9 @@ complex normal noise n:
               + \lambda_c \overline{|f(\Theta (y + n)) - \mathrm{sg}\, f(\Theta y)|} .
 
 The last convolutions and the steps towards the data start at 0, so that f is :math:`x_\Theta`
-before it has learnt anything. What it learns on :math:`\Theta` is applied to :math:`\Omega`.
+before it has learnt anything. What it learns on :math:`\Theta` is applied to :math:`\Omega`, and
+the result is :math:`(x_\Omega + f(\Omega y)) / 2`: two images whose errors are about as large but
+not the same have a mean with a smaller one.
 
 Departs from the paper: the first image, made of :math:`\Theta` alone; a small :math:`\Lambda`,
 because a net that learns to mend a scan without a large one mends too much of the whole; one norm
@@ -56,6 +58,8 @@ class Config:
     """Weight of the consistency."""
     noise: float = 2.0
     """Most noise that is added, in units of that of the scan."""
+    share: float = 0.5
+    """Of f in the result, the rest is that of the first image."""
     max_minutes: float = 10.0
     """After which the fit ends with the best net that it has."""
     seed: int = 0
@@ -135,7 +139,8 @@ class ZeroShot(Reconstructor):
     def restore(self, batch: Acquired) -> Tensor:
         """Images (..., set, H, W)."""
         start = self.first(batch) if batch.start is None else batch.start
-        return self.f(dataclasses.replace(_seen(batch), start=start))
+        learnt = self.f(dataclasses.replace(_seen(batch), start=start))
+        return start + self.config.share * (learnt - start)
 
 
 def _seen(batch: Acquired) -> Acquired:
