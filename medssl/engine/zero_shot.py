@@ -5,7 +5,6 @@ whether it is better than the image that it began with; in doubt, that image is 
 """
 
 import dataclasses
-import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from medssl.config import Train
 from medssl.core.batch import Acquired
+from medssl.core.errors import QualityError
 from medssl.engine.fit import Fitting, go_on
 from medssl.engine.withhold import Parted, folds, mean_error
 from medssl.method import OneScan, Reconstructor
@@ -24,6 +24,9 @@ from medssl.physics.sampling import withhold
 
 PATIENCE = 4
 """Looks at what is kept aside without a lower error, after which a net has learnt enough."""
+
+FEWEST = 2
+"""Partings whose errors have a spread."""
 
 Clock = Callable[[], float]
 """Seconds."""
@@ -59,6 +62,8 @@ class Judged:
     @property
     def words(self) -> str:
         """Which of them is taken, and why."""
+        if self.partings < FEWEST:
+            return "L1 image kept (too few lines to judge a net by)"
         how = f"withheld error {100 * self.change:+.1f} %"
         return f"net ({how})" if self.gained else f"L1 image kept (net: {how})"
 
@@ -87,15 +92,12 @@ def learn(
         seed: Of the partings.
         tell: Told how far it is.
         clock: What the time is.
-
-    Raises:
-        QualityError: The loss is not finite.
     """
     end = clock() + 60 * how.max_minutes
     kept = [folds(whole, inside, seed + k) for k, (whole, inside) in enumerate(scans)]
     begun = [_begun(method, part) for parts in kept for part in parts]
-    if len(begun) < 2:
-        return Judged(first=0.0, net=0.0, uncertain=math.inf, partings=len(begun))
+    if len(begun) < FEWEST:
+        return Judged(first=0.0, net=0.0, uncertain=0.0, partings=len(begun))
     untrained = {name: tensor.clone() for name, tensor in method.state_dict().items()}
     errors: list[float] = []
 
@@ -110,7 +112,10 @@ def learn(
     fitting = Fitting(method, train, score=error)
     wholes = [whole for whole, _ in scans]
     steps = _examples(method, how, wholes, kept, seed, going)
-    go_on(fitting, steps, lambda step, count, _: tell(step, count))
+    try:
+        go_on(fitting, steps, lambda step, count, _: tell(step, count))
+    except QualityError:  # it ran away; the best so far is as good as ever
+        fitting.finish()
     judged = choose_better(first_of, method.restore, begun)
     if not judged.gained:
         method.load_state_dict(untrained)
@@ -127,7 +132,7 @@ def choose_better(
     Args:
         first: The one that is taken where the difference may be chance.
         net: The other one.
-        parts: Partings of one slice each, two or more.
+        parts: Partings of one slice each, `FEWEST` or more.
     """
     a, b = (mean_error(way, parts)[:, 0].double() for way in (first, net))
     return Judged(

@@ -87,7 +87,7 @@ def test_the_net_is_taken_back_where_it_is_worse(coils):
     batch, inside, _ = scene(coils)
     made = method()
     before = made.restore(batch)
-    wild = dataclasses.replace(TRAIN, lr=1.0)
+    wild = dataclasses.replace(TRAIN, lr=1.0e3, steps=4, check_every=1)
     judged = learn(made, made.one_scan, [(batch, inside)], wild, 0, lambda *_: None)
     assert not judged.gained
     assert torch.equal(made.restore(batch), before)
@@ -164,6 +164,19 @@ def test_without_a_step_it_is_compressed_sensing(coils):
     assert done.record["medssl"]["plan"]["net"]["taken"] == "first image"
     plain = api.recon(scan, lambda_=0.005, threads=1, settings={"method.iterations": 20})
     assert np.array_equal(plain.image.data, done.image.data)
+
+
+def test_too_few_lines_are_no_judge(coils):
+    batch, inside, _ = scene(coils)
+    centre = torch.zeros_like(batch.sampling)
+    ys, xs = central(SHAPE, (8, 8))
+    centre[..., ys, xs] = 1
+    made = method()
+    little = dataclasses.replace(batch, sampling=centre, kspace=batch.kspace * centre)
+    judged = learn(made, made.one_scan, [(little, inside)], TRAIN, 0, lambda *_: None)
+    assert not judged.gained
+    assert judged.steps == 0
+    assert "too few" in judged.words
 
 
 def test_slices_of_a_volume_share_one_net(coils):
