@@ -68,7 +68,8 @@ class Fitting(Generic[Batch]):
         total = torch.stack(list(terms.values())).sum()
         if not bool(torch.isfinite(total)):
             raise QualityError(
-                f"the loss became {float(total.detach())} at step {self.step}", "lower train.lr with --set"
+                f"the loss became {float(total.detach())} at step {self.step}",
+                "lower train.lr with --set",
             )
         self.optimiser.zero_grad(set_to_none=True)
         total.backward()
