@@ -42,7 +42,7 @@ def recon(
     out: Annotated[Path | None, typer.Argument(metavar="[OUT]", help="Default: beside IN.")] = None,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="The same as OUT.")] = None,
     method: Annotated[
-        str, typer.Option(help="auto, sense, l1-wavelet, tv, ...; see `medssl methods`.")
+        str, typer.Option(help="auto, sense, l1-wavelet, tv, zero-shot, ...; see `medssl methods`.")
     ] = "auto",
     weights: Annotated[
         Path | None, typer.Option("--weights", metavar="RUN", help="What `medssl train` left.")

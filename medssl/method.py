@@ -171,6 +171,18 @@ class Mapped(Restorer):
         return (*shape[:2], *(0 for _ in shape[2:]))
 
 
+@dataclass(frozen=True, kw_only=True)
+class OneScan:
+    """How a method learns from the one scan that it reconstructs."""
+
+    rho: float
+    """Share of the measured points that are asked about in each parting."""
+    partings: int
+    """Of each slice."""
+    max_minutes: float
+    """After which it ends with the best that it has."""
+
+
 class Reconstructor(Method[Acquired]):
     """k-space in, images out.
 
@@ -189,6 +201,18 @@ class Reconstructor(Method[Acquired]):
     def adds_noise(self) -> tuple[float, float]:
         """Least and largest noise that it adds while it learns, where images are about 1."""
         return 0.0, 0.0
+
+    @property
+    def one_scan(self) -> OneScan | None:
+        """How it learns from the scan that it reconstructs, and from no other; None for most."""
+        return None
+
+    def first(self, batch: Acquired) -> Tensor | None:
+        """Images (..., set, H, W) that the method learns to improve on; None for most.
+
+        They are handed to `loss` and `restore` as `batch.start`.
+        """
+        return batch.start
 
     def restore(self, batch: Acquired) -> Tensor:
         """Images (..., set, H, W) complex."""

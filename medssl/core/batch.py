@@ -114,6 +114,8 @@ class Acquired:
             (..., coil, shot, sample) and `sampling` (..., 1, shot, sample).
         generator: The one source of chance.
         start: (..., set, H, W) an image to begin with, None for none.
+        aside: (..., 1, H, W), {0, 1}: measured points that are kept out of `sampling` to be asked
+            about; None lets a method draw its own.
         truth: (..., set, H, W) the image of the fully sampled scan, where there is one.
         progress: Share of the training that is done, 0 to 1.
     """
@@ -126,6 +128,7 @@ class Acquired:
     trajectory: Tensor | None = None
     generator: torch.Generator | None = None
     start: Tensor | None = None
+    aside: Tensor | None = None
     truth: Tensor | None = None
     progress: float = 0.0
 

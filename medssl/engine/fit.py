@@ -33,10 +33,16 @@ class Fitting(Generic[Batch]):
         held: Makes the same held-back batch at each call, its chance included; the weights with
             the lowest loss on it, looked at every `train.check_every` steps, the first ones
             included, are kept. None, or no `check_every`, keeps the weights of the end.
+        score: Takes the place of the loss on a held-back batch; the method is in its evaluation
+            mode when it is asked.
     """
 
     def __init__(
-        self, method: Method[Batch], train: Train, held: Callable[[], Batch] | None = None
+        self,
+        method: Method[Batch],
+        train: Train,
+        held: Callable[[], Batch] | None = None,
+        score: Callable[[], float] | None = None,
     ) -> None:
         self.method = method
         self.train = train
@@ -47,8 +53,10 @@ class Fitting(Generic[Batch]):
         self.schedule = _schedule(train, self.optimiser)
         self.mean = RunningMean(self.parameters, train.ema)
         self.best = None
-        if held is not None and train.check_every:
-            self.best = Best(method, self.parameters, held)
+        if score is None and held is not None:
+            score = _loss_on(method, held)
+        if score is not None and train.check_every:
+            self.best = Best(method, self.parameters, score)
 
     def advance(self, batch: Batch) -> dict[str, float]:
         """One step down the sum of the method's loss terms, which come back with it as `total`.
@@ -60,7 +68,8 @@ class Fitting(Generic[Batch]):
         total = torch.stack(list(terms.values())).sum()
         if not bool(torch.isfinite(total)):
             raise QualityError(
-                f"the loss became {float(total)} at step {self.step}", "lower train.lr with --set"
+                f"the loss became {float(total.detach())} at step {self.step}",
+                "lower train.lr with --set",
             )
         self.optimiser.zero_grad(set_to_none=True)
         total.backward()
@@ -178,37 +187,40 @@ class RunningMean:
 
 
 class Best(Generic[Batch]):
-    """The weights with the lowest loss on a held-back batch."""
+    """The weights with the lowest score."""
 
     def __init__(
         self,
         method: Method[Batch],
         parameters: list[torch.nn.Parameter],
-        held: Callable[[], Batch],
+        score: Callable[[], float],
     ) -> None:
-        self._method, self._parameters, self._held = method, parameters, held
+        self._method, self._parameters, self._score = method, parameters, score
         self.last = self.lowest = float("inf")
-        """Loss at the last look, and the lowest at any."""
+        """Score at the last look, and the lowest at any."""
         self.weights: list[Tensor] = []
         self.look()
         self.first = self.last
-        """Loss before the first step."""
+        """Score before the first step."""
 
     @torch.no_grad()
     def look(self) -> None:
         """Remember the present weights if they are better."""
         self._method.eval()
-        loss = float(torch.stack(list(self._method.loss(self._held()).values())).sum())
+        self.last = self._score()
         self._method.train()
-        self.last = loss
-        if loss < self.lowest:
-            self.lowest, self.weights = loss, _copies(self._parameters)
+        if self.last < self.lowest:
+            self.lowest, self.weights = self.last, _copies(self._parameters)
 
     @torch.no_grad()
     def keep(self) -> None:
         """Go back to the best weights."""
         for p, best in zip(self._parameters, self.weights, strict=False):
             p.copy_(best)
+
+
+def _loss_on(method: Method[Batch], held: Callable[[], Batch]) -> Callable[[], float]:
+    return lambda: float(torch.stack(list(method.loss(held()).values())).sum())
 
 
 def _copies(parameters: list[torch.nn.Parameter]) -> list[Tensor]:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from medssl.config import Raw
 from medssl.core.batch import Acquired
-from medssl.core.errors import InputError, naming
+from medssl.core.errors import InputError, UsageError, naming
 from medssl.core.image import Image
 from medssl.core.random import stream
 from medssl.core.run import Run
@@ -92,6 +92,12 @@ class ReconCourse(Course[RawLook, Acquired]):
     def __init__(self, wanted: Wanted, machine: Machine, tell: Progress) -> None:
         super().__init__(wanted, machine, tell)
         self._untrained, _ = reconstructor(wanted.recipe)
+        if self._untrained.one_scan is not None:
+            name = wanted.recipe.name
+            raise UsageError(
+                f"{name} learns from the scan that it reconstructs",
+                f"medssl recon --method {name.replace('_', '-')}",
+            )
         self._raw = wanted.recipe.raw or Raw()
         self._source = raw_scan.Source(wanted.recipe, self._untrained, machine, self._raw)
 

@@ -19,12 +19,14 @@ from medssl.core.errors import InputError, MemoryLimitError, QualityError, Usage
 from medssl.core.kspace import KSpace
 from medssl.core.run import Run
 from medssl.data.slices import Slices
+from medssl.engine import zero_shot
 from medssl.engine.build import reconstructor
 from medssl.engine.device import MIB, Machine
 from medssl.engine.receive import Chain, received
 from medssl.engine.weights import TrainedRecon
 from medssl.engine.withhold import Curve, choose_lambda, mean_error, object_of, partings
-from medssl.method import Reconstructor
+from medssl.engine.zero_shot import Judged
+from medssl.method import OneScan, Reconstructor
 from medssl.physics.acquisition import model
 from medssl.physics.coils import Mixing, magnitude, root_sum_of_squares
 from medssl.physics.espirit import espirit, folded, soften
@@ -89,6 +91,8 @@ class Prepared:
     """None where the weight was given, or there is none."""
     settled: Mapping[str, Any]
     """Values of the method."""
+    judged: Judged | None = None
+    """What became of a net that learnt from the scan."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,8 +111,8 @@ def wanted(method: str, changes: Mapping[str, Any]) -> tuple[Recipe, str]:
     """
     auto = method == "auto"
     recipe = config.load("recon", DEFAULT if auto else method, changes)
-    reconstructor(recipe)
-    if recipe.train is not None:
+    untrained, _ = reconstructor(recipe)
+    if recipe.train is not None and untrained.one_scan is None:
         raise UsageError(
             f"{recipe.name} has to be trained first",
             f"medssl train --recipe recon/{recipe.name}, then medssl recon --weights RUN",
@@ -144,6 +148,8 @@ def line(ready: "Prepared", run: Run) -> str:
         words.append(f"chi2 {qc['chi2']:.2f}")
     if ready.method.needs_maps:
         words.append(f"{ready.n_sets} map set" + ("s" if ready.n_sets > 1 else ""))
+    if ready.judged is not None:
+        words.append(ready.judged.words)
     return f"{ready.asked.recipe.name}, " + ", ".join(words)
 
 
@@ -185,6 +191,10 @@ def prepare(scan: KSpace, asked: Asked, machine: Machine, run: Run, tell: Progre
                 draft, chi2 = other, better
         if chi2 is not None and chi2 > UNEXPLAINED and _complete(scan, patterns):
             draft, chi2 = _loosened(draft, few, chi2)
+    if method.one_scan is not None:
+        with run.stage("learn"):
+            draft = _learnt(draft, method.one_scan, few, tell)
+            chi2 = _chi2(draft, few)
     if chi2 is not None and chi2 > UNEXPLAINED and asked.weights is None:
         run.warn(
             f"the image leaves {chi2:.1f} times the noise unexplained; coil maps of cropped data, "
@@ -204,11 +214,11 @@ def _method(asked: Asked, scan: KSpace) -> tuple[Reconstructor, Mapping[str, Any
     Raises:
         InputError: A net cannot take the scan.
     """
-    if asked.weights is None:
-        return reconstructor(asked.recipe)
-    if scan.trajectory is not None:
+    found = reconstructor(asked.recipe) if asked.weights is None else asked.weights.build()
+    is_net = asked.weights is not None or found[0].one_scan is not None
+    if is_net and scan.trajectory is not None:
         raise InputError("its samples lie off the grid", "nets take Cartesian scans only")
-    return asked.weights.build()
+    return found
 
 
 def drafted(
@@ -462,6 +472,25 @@ def _weighted(ready: Prepared, few: Sequence[int], tell: Progress) -> Prepared:
     )
 
 
+def _learnt(ready: Prepared, how: OneScan, few: Sequence[int], tell: Progress) -> Prepared:
+    """With a net that has learnt from some slices, if it is the better for it."""
+    train = ready.asked.recipe.train
+    assert train is not None
+    scans = []
+    for k in few[: train.slices]:
+        batch = batch_of(ready, [k])
+        scans.append(
+            (batch, object_of(_centre(ready, batch.kspace * ready.scale, None), ready.slices.shape))
+        )
+
+    def show(step: int, count: int) -> None:
+        tell("learn", step, count)
+
+    seed = ready.asked.seed
+    judged = zero_shot.learn(ready.method, how, scans, train, seed, show)
+    return dataclasses.replace(ready, judged=judged)
+
+
 def _complete(scan: KSpace, patterns: Sequence[NDArray[np.bool_]]) -> bool:
     """Whether nothing is missing inside what was measured."""
     if scan.trajectory is not None:
@@ -547,6 +576,8 @@ def _note(
     if scan.trajectory is None:
         covered = [reach(p).sum() / p.sum() for p in patterns]
         run.qc["acceleration_inside"] = float(np.mean(covered))
+    if ready.judged is not None:
+        run.plan["net"] = ready.judged.as_dict()
     if ready.curve is not None:
         run.plan["lambda"] = {
             "chosen": ready.curve.lambda_,

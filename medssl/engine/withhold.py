@@ -113,11 +113,44 @@ def partings(whole: Acquired, inside: Tensor, seed: int) -> list[Parted]:
             _shots(one, seed + k) if whole.trajectory is not None else withhold(one, FRACTION, s)
             for one, s in zip(sampling, range(seed + 97 * k, seed + 97 * k + 97), strict=False)
         ]
-        used = torch.from_numpy(np.stack([p[0] for p in pairs])[:, None]).to(whole.sampling)
         kept = torch.from_numpy(np.stack([p[1] for p in pairs])[:, None]).to(whole.sampling)
-        rest = dataclasses.replace(whole, kspace=whole.kspace * used, sampling=used)
-        made.append(Parted(rest, kept * weights, whole, inside[:, None]))
+        made.append(_parted(whole, kept, weights, inside))
     return made
+
+
+def folds(whole: Acquired, inside: Tensor, seed: int) -> list[Parted]:
+    """Partings of one slice on a grid whose points kept aside have none in common.
+
+    Together they are those of one of `partings`: what remains is in none of them. There are fewer,
+    or none, where there are too few lines.
+
+    Args:
+        whole: One slice (1, ...).
+        inside: (1, H, W) the object.
+        seed: Of the choice.
+    """
+    sampling = whole.sampling[0, 0].cpu().numpy() > 0
+    axis = line_axis(sampling)
+    _, aside = withhold(sampling, FRACTION, seed)
+    units = np.flatnonzero(aside if axis is None else aside.any(1 - axis))
+    order = np.random.default_rng(seed).permutation(units)
+    weights, made = _weights(whole, sampling[None]), []
+    for some in np.array_split(
+        order, min(SPLITS if axis is None else LINE_SPLITS, len(units)) or 1
+    ):
+        chosen = np.zeros(sampling.size if axis is None else sampling.shape[axis], bool)
+        chosen[some] = True
+        part = chosen.reshape(sampling.shape) if axis is None else np.expand_dims(chosen, 1 - axis)
+        kept = torch.from_numpy(aside & part)[None, None].to(whole.sampling)
+        made.append(_parted(whole, kept, weights, inside))
+    return made if len(units) else []
+
+
+def _parted(whole: Acquired, kept: Tensor, weights: Tensor, inside: Tensor) -> Parted:
+    """Points (B, 1, H, W) kept aside."""
+    used = whole.sampling - kept
+    seen = dataclasses.replace(whole, kspace=torch.where(used > 0, whole.kspace, 0), sampling=used)
+    return Parted(seen, kept * weights, whole, inside[:, None])
 
 
 def _weights(whole: Acquired, sampling: Mask) -> Tensor:

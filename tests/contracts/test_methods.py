@@ -60,6 +60,8 @@ def small(task, name, **changes):
     values = dict(recipe.values)
     if recipe.train is not None:
         values["net"] = {"stages": 2, "denoiser": {"depth": 3, "width": 8, "zero_last": True}}
+        if "iterations" in build(recipe)[1]:
+            values["iterations"] = 10
     elif "lambda_" in build(recipe)[1]:
         values["lambda_"] = 0.01
     return dataclasses.replace(recipe, values=values | changes)

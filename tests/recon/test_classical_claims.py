@@ -90,3 +90,15 @@ def test_a_folded_field_of_view_gets_two_sets_of_maps(brain):
     auto, one = (api.recon(less, threads=1, map_sets=s) for s in ("auto", 1))
     assert auto.record["medssl"]["plan"]["map_sets"] == 2
     assert psnr(auto.image.data[0], true) > psnr(one.image.data[0], true) + 1.5
+
+
+@pytest.mark.data
+@pytest.mark.slow
+@pytest.mark.parametrize(("sigma", "gain"), [(0.01, 0.25), (0.03, 0.25)])
+def test_a_net_learns_from_one_scan(brain, sigma, gain):
+    scan, true = brain
+    less = undersampled(scan, 8, sigma)
+    ours = api.recon(less, method="zero-shot", threads=1)
+    plain = api.recon(less, threads=1)
+    assert ours.record["medssl"]["plan"]["net"]["taken"] == "net"
+    assert psnr(ours.image.data[0], true) > psnr(plain.image.data[0], true) + gain
