@@ -29,6 +29,7 @@ check:
 
 bench: install
 	$(BIN)/python benchmarks/denoise_mr.py
+	$(BIN)/python benchmarks/recon_mri.py
 	$(BIN)/python benchmarks/memory.py
 
 clean:
