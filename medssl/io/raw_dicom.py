@@ -4,6 +4,7 @@ Nothing else is taken over: what that series says of its acquisition is not true
 """
 
 import hashlib
+import math
 from dataclasses import replace
 from datetime import datetime
 from importlib.metadata import version
@@ -51,6 +52,8 @@ DISPLAYED = (
 """Where the columns and the rows of a sagittal, a coronal and an axial slice run, in LPS. Viewers
 show pixels as they are stored."""
 LARGEST = 2**16 - 1
+FIGURES = 3
+"""Before the decimal point of the brightest value, less one."""
 SERIES_NUMBER_OFFSET = 1000
 NOMINAL = "Orientation and position are nominal: the raw data do not say them."
 
@@ -79,9 +82,14 @@ def write(
         raise UsageError("only a single volume can be written as this series", "use --to nii")
     image = image if image.nominal else displayed(image)
     planes = image.data[0] if image.data.ndim == 4 else image.data[0][..., None]
+    power = _power(float(planes.max(initial=0.0)))
+    if power:
+        planes = planes * np.float32(10.0**power)
+        sentence += f"; values are 10^{power} times those of the raw data"
     top = float(planes.max(initial=0.0))
     slope = float(f"{top / LARGEST:.10g}") if top > 0 else 1.0
-    common = _common(image, like.origin, sentence, slope)
+    bright = max(float(np.percentile(planes, 99.5)), 1.0)
+    common = _common(image, like.origin, sentence, slope, bright)
     digest = hashlib.sha256()
     with atomic.folder(target, overwrite=overwrite) as folder:
         for index in range(planes.shape[2]):
@@ -93,6 +101,11 @@ def write(
             (folder / f"IM{index + 1:04d}.dcm").write_bytes(content)
     n = planes.shape[2]
     return Written(target, "dicom", n, image.data.size, 0, digest.hexdigest())
+
+
+def _power(top: float) -> int:
+    """Of ten, that raw units are multiplied with: windows of DICOM are not narrower than 1."""
+    return max(0, FIGURES - math.floor(math.log10(top))) if 0 < top < 1e3 else 0
 
 
 def displayed(image: Image) -> Image:
@@ -120,7 +133,9 @@ def displayed(image: Image) -> Image:
     return replace(image, data=data, geometry=Geometry(data.shape[1:], affine @ turn))
 
 
-def _common(image: Image, origin: SeriesOrigin, sentence: str, slope: float) -> Dataset:
+def _common(
+    image: Image, origin: SeriesOrigin, sentence: str, slope: float, width: float
+) -> Dataset:
     """What all instances of the series share."""
     with quiet(), refusing("its header cannot be copied", "name another series with --like"):
         source = reopened(origin, origin.frames[0].source).dataset()
@@ -168,8 +183,6 @@ def _common(image: Image, origin: SeriesOrigin, sentence: str, slope: float) -> 
     result.BitsAllocated = result.BitsStored = 16
     result.HighBit, result.PixelRepresentation = 15, 0
     result.RescaleSlope, result.RescaleIntercept, result.RescaleType = f"{slope:.10g}", 0, "US"
-    bright = float(np.percentile(image.data, 99.5))
-    width = max(bright, slope)
     result.WindowCenter, result.WindowWidth = f"{width / 2:.8g}", f"{width:.8g}"
     result.LossyImageCompression, result.BurnedInAnnotation = "00", "NO"
     return result
