@@ -521,8 +521,9 @@ def recon(
         warnings=tuple(run.warnings),
     )
     line = raw_scan.line(ready, run)
+    source = {"name": scan.name}
     if outputs is None:
-        record = _raw_record(scan, image, run, None)
+        record = _provenance(source, image, run, None, {})
         return Reconstruction(image, made.zero_filled, run.qc, record, line)
     tell("write", 0, 1)
     atomic.remove(outputs.sidecar)
@@ -548,7 +549,7 @@ def recon(
             content = draw(before, image.data, None, caption, names)
             with atomic.file(outputs.preview, overwrite=overwrite) as sink:
                 sink.write(content)
-    record = _raw_record(scan, image, run, written) | {"outputs": _names(outputs)}
+    record = _provenance(source, image, run, written, {}) | {"outputs": _names(outputs)}
     sidecar.write(outputs.sidecar, record, overwrite=overwrite)
     return Reconstruction(image, made.zero_filled, run.qc, record, line, outputs.all)
 
@@ -735,21 +736,32 @@ def _line(ready: Prepared) -> str:
 
 
 def _record(ready: Prepared, run: Run, written: Written | None) -> dict[str, Any]:
-    """The sidecar: enough to repeat the run, nothing that names a patient."""
+    """The sidecar of a scan that was denoised."""
     image = ready.image
-    origin = image.origin
-    facts = run.as_dict() | {"geometry": _image_facts(image)}
+    source = {"name": image.name, "sha256": getattr(image.origin, "sha256", None)}
+    more = {} if written is None else {"clipped": written.clipped}
+    return _provenance(source, image, run, written, more)
+
+
+def _provenance(
+    source: Mapping[str, Any],
+    image: Image,
+    run: Run,
+    written: Written | None,
+    more: Mapping[str, Any],
+) -> dict[str, Any]:
+    """The sidecar: enough to repeat the run, nothing that names a patient."""
+    facts = run.as_dict() | {"geometry": _image_facts(image)} | dict(more)
     if written is not None:
         facts |= {
             "kind": written.kind,
             "voxels": written.voxels,
-            "clipped": written.clipped,
             "voxels_sha256": written.voxels_sha256,
             "complete": True,
         }
     record = {
         "GeneratedBy": [{"Name": "medssl", "Version": version("medssl")}],
-        "Sources": [{"name": image.name, "sha256": getattr(origin, "sha256", None)}],
+        "Sources": [source],
         "warnings": facts.pop("warnings"),
         "medssl": facts,
     }
@@ -761,25 +773,6 @@ def _rows_first(image: Image) -> Image:
     turned = np.ascontiguousarray(image.data[0].T)[None]
     grid = Geometry.from_spacing(turned.shape[1:], image.spacing[::-1])
     return dataclasses.replace(image, data=turned, geometry=grid)
-
-
-def _raw_record(scan: KSpace, image: Image, run: Run, written: Written | None) -> dict[str, Any]:
-    """The sidecar of a reconstruction."""
-    facts = run.as_dict() | {"geometry": _image_facts(image)}
-    if written is not None:
-        facts |= {
-            "kind": written.kind,
-            "voxels": written.voxels,
-            "voxels_sha256": written.voxels_sha256,
-            "complete": True,
-        }
-    record = {
-        "GeneratedBy": [{"Name": "medssl", "Version": version("medssl")}],
-        "Sources": [{"name": scan.name}],
-        "warnings": facts.pop("warnings"),
-        "medssl": facts,
-    }
-    return plain(record)
 
 
 def _learnt(record: Mapping[str, Any], wanted: Wanted, dry_run: bool) -> str:

@@ -27,13 +27,13 @@ from medssl.engine.weights import TrainedRecon
 from medssl.engine.withhold import Curve, choose_lambda, mean_error, object_of, partings
 from medssl.engine.zero_shot import Judged
 from medssl.method import OneScan, Reconstructor
-from medssl.physics.acquisition import model
+from medssl.physics.acquisition import model, unexplained
 from medssl.physics.coils import Mixing, magnitude, root_sum_of_squares
 from medssl.physics.espirit import espirit, folded, soften
 from medssl.physics.fourier import to_kspace
 from medssl.physics.kspace_noise import Receivers
 from medssl.physics.nufft import SenseNufft, density
-from medssl.physics.sampling import central, edge, reach
+from medssl.physics.sampling import acceleration_inside, central, edge
 
 Progress = Callable[[str, int, int], None]
 """Told the stage, how much is done, and how much there is."""
@@ -318,11 +318,11 @@ def _pictures(ready: Prepared, which: Sequence[int]) -> tuple[Any, Any]:
     batch = batch_of(ready, which)
     with torch.no_grad():
         found = ready.method.restore(batch)
-        picture = magnitude(found, batch.coil_maps, _back(ready)) * ready.scale
+        picture = magnitude(found, batch.coil_maps, ready.chain.back) * ready.scale
         if batch.trajectory is None:
             plain = root_sum_of_squares(ready.slices.kspace(which))
         else:
-            plain = magnitude(_start(batch), batch.coil_maps, _back(ready)) * ready.scale
+            plain = magnitude(_start(batch), batch.coil_maps, ready.chain.back) * ready.scale
     return picture.float().cpu().numpy(), plain.float().cpu().numpy()
 
 
@@ -336,10 +336,6 @@ def _start(batch: Acquired) -> Tensor:
     return image * size.abs()
 
 
-def _back(ready: Prepared) -> Tensor:
-    return ready.chain.back
-
-
 def few_of(slices: Slices, most: int = LOOKED_AT) -> list[int]:
     """Slices that are looked at, evenly spaced, the ends of the scan left out."""
     count = min(slices.n, most)
@@ -350,7 +346,7 @@ def _refuse_missing(scan: KSpace, patterns: Sequence[NDArray[np.bool_]]) -> None
     """A header that promises more lines than there are."""
     if scan.trajectory is not None or scan.stated_acceleration is None:
         return
-    found = float(np.mean([reach(p).sum() / p.sum() for p in patterns]))
+    found = float(np.mean([acceleration_inside(p) for p in patterns]))
     if found > MISSING * scan.stated_acceleration:
         raise InputError(
             f"k-space is accelerated by {found:.2g}, its header says {scan.stated_acceleration:g}: "
@@ -424,6 +420,12 @@ def _sets(ready: Prepared, few: Sequence[int]) -> tuple[int, float | None]:
     return (2 if share > TWO_SETS else 1), share
 
 
+def _inside(ready: Prepared, batch: Acquired) -> Tensor:
+    """(B, H, W) the object of some slices."""
+    centre = _centre(ready, batch.kspace * ready.scale, batch.trajectory)
+    return object_of(centre, ready.slices.shape)
+
+
 def _lit(ready: Prepared, few: Sequence[int]) -> list[int]:
     """Of some slices those with an object: with at least a tenth of the brightest one's energy."""
     energy = [float(ready.slices.kspace([k]).abs().square().sum()) for k in few]
@@ -445,31 +447,22 @@ def _scale(ready: Prepared, few: Sequence[int]) -> float:
 
 def _weighted(ready: Prepared, few: Sequence[int], tell: Progress) -> Prepared:
     """With the weight of the prior chosen on samples kept aside, where it is not given."""
-    recipe = ready.asked.recipe
     if "lambda_" not in ready.settled or ready.settled["lambda_"] is not None:
         return ready
     parted = []
     for i, k in enumerate(few):
         batch = batch_of(ready, [k])
-        inside = object_of(
-            _centre(ready, batch.kspace * ready.scale, batch.trajectory), ready.slices.shape
-        )
-        found = partings(batch, inside, ready.asked.seed + 1000 * i)
+        found = partings(batch, _inside(ready, batch), ready.asked.seed + 1000 * i)
         parted += found if len(few) < 3 else found[: max(1, math.ceil(len(found) / len(few)))]
     tries = [0]
 
     def error(weight: float) -> float:
         tell("choose lambda", tries[0], max(6, tries[0] + 1))
         tries[0] += 1
-        tried, _ = reconstructor(_with_lambda(recipe, weight))
-        return float(mean_error(tried.to(ready.machine.device).restore, parted).sum())
+        return float(mean_error(_with_lambda(ready, weight).method.restore, parted).sum())
 
     curve = choose_lambda(error)
-    chosen = _with_lambda(recipe, curve.lambda_)
-    method, settled = reconstructor(chosen)
-    return dataclasses.replace(
-        ready, method=method.to(ready.machine.device), settled=settled, curve=curve
-    )
+    return dataclasses.replace(_with_lambda(ready, curve.lambda_), curve=curve)
 
 
 def _learnt(ready: Prepared, how: OneScan, few: Sequence[int], tell: Progress) -> Prepared:
@@ -479,9 +472,7 @@ def _learnt(ready: Prepared, how: OneScan, few: Sequence[int], tell: Progress) -
     scans = []
     for k in few[: train.slices]:
         batch = batch_of(ready, [k])
-        scans.append(
-            (batch, object_of(_centre(ready, batch.kspace * ready.scale, None), ready.slices.shape))
-        )
+        scans.append((batch, _inside(ready, batch)))
 
     def show(step: int, count: int) -> None:
         tell("learn", step, count)
@@ -495,7 +486,7 @@ def _complete(scan: KSpace, patterns: Sequence[NDArray[np.bool_]]) -> bool:
     """Whether nothing is missing inside what was measured."""
     if scan.trajectory is not None:
         return False
-    return all(reach(p).sum() <= COMPLETE * p.sum() for p in patterns)
+    return all(acceleration_inside(p) <= COMPLETE for p in patterns)
 
 
 def _loosened(ready: Prepared, few: Sequence[int], chi2: float) -> tuple[Prepared, float]:
@@ -509,8 +500,7 @@ def _loosened(ready: Prepared, few: Sequence[int], chi2: float) -> tuple[Prepare
         return ready, chi2
     for _ in range(12):
         weight /= 2
-        method, settled = reconstructor(_with_lambda(ready.asked.recipe, weight))
-        ready = dataclasses.replace(ready, method=method.to(ready.machine.device), settled=settled)
+        ready = _with_lambda(ready, weight)
         found = _chi2(ready, few)
         if found is None or found <= 1:
             return ready, found or 0.0
@@ -518,8 +508,12 @@ def _loosened(ready: Prepared, few: Sequence[int], chi2: float) -> tuple[Prepare
     return ready, chi2
 
 
-def _with_lambda(recipe: Recipe, weight: float) -> Recipe:
-    return dataclasses.replace(recipe, values={**recipe.values, "lambda_": weight})
+def _with_lambda(ready: Prepared, weight: float) -> Prepared:
+    """With another weight of the prior."""
+    recipe = ready.asked.recipe
+    values = {**recipe.values, "lambda_": weight}
+    method, settled = reconstructor(dataclasses.replace(recipe, values=values))
+    return dataclasses.replace(ready, method=method.to(ready.machine.device), settled=settled)
 
 
 def _chi2(ready: Prepared, few: Sequence[int]) -> float | None:
@@ -531,7 +525,7 @@ def _chi2(ready: Prepared, few: Sequence[int]) -> float | None:
     for k in few:
         batch = batch_of(ready, [k])
         with torch.no_grad():
-            missed = batch.sampling * (model(batch)(ready.method.restore(batch)) - batch.kspace)
+            missed = unexplained(batch, ready.method.restore(batch))
         each = torch.view_as_real(missed).square().sum((0, -3, -2, -1)).cpu()
         total += float((each / (2 * sigma**2)).sum())
         count += int(batch.sampling.sum()) * len(sigma)
@@ -574,8 +568,7 @@ def _note(
         "chi2": chi2,
     }
     if scan.trajectory is None:
-        covered = [reach(p).sum() / p.sum() for p in patterns]
-        run.qc["acceleration_inside"] = float(np.mean(covered))
+        run.qc["acceleration_inside"] = float(np.mean([acceleration_inside(p) for p in patterns]))
     if ready.judged is not None:
         run.plan["net"] = ready.judged.as_dict()
     if ready.curve is not None:
@@ -598,7 +591,7 @@ def _radial(slices: Slices) -> float:
 def _bytes(ready: Prepared) -> int:
     """Working memory for one slice: its maps' matrices, its k-space, and images of the coils."""
     pixels, n = math.prod(ready.slices.shape), len(ready.chain.sigma)
-    return 8 * pixels * (2 * n * n // 2 + (6 + 2 * ready.n_sets) * n)
+    return 8 * pixels * (n * n + (6 + 2 * ready.n_sets) * n)
 
 
 def _at_once(ready: Prepared) -> int:

@@ -4,15 +4,14 @@ import math
 from pathlib import Path
 
 import numpy as np
-from numpy.lib import format as npy_format
 from numpy.typing import NDArray
 
 from medssl.core.errors import InputError, UsageError, printable
+from medssl.io import npy
 
 Axes = tuple[str, ...]
 """One name per axis of an array."""
 
-NPY_MAGIC = b"\x93NUMPY"
 SPACE = ("dim0", "dim1", "dim2", "ky", "kx", "kz", "slice")
 """In the order in which they are laid out; `dim0`... are axes of a file that has its own order."""
 SHOTS = ("shot", "sample")
@@ -29,16 +28,7 @@ def read_npy(path: Path) -> NDArray[np.complexfloating]:
         InputError: Damaged, cut short, empty, or real.
     """
     with path.open("rb") as handle:
-        try:
-            version = npy_format.read_magic(handle)
-            header = (
-                npy_format.read_array_header_1_0
-                if version == (1, 0)
-                else npy_format.read_array_header_2_0
-            )
-            shape, fortran, dtype = header(handle)
-        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError) as error:
-            raise InputError("its NPY header is damaged", COPY_AGAIN) from error
+        shape, fortran, dtype = npy.read_header(handle, COPY_AGAIN)
         start = handle.tell()
     if dtype.kind != "c":
         raise InputError(

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from medssl.core.errors import InputError, UsageError, naming
 from medssl.core.kspace import KSpace
-from medssl.io import arrays, cfl
+from medssl.io import arrays, cfl, npy
 
 COIL = 3
 """BART's axis of coils, the next one is that of map sets."""
@@ -69,7 +69,7 @@ def _array(path: Path) -> NDArray[Any]:
     if not path.is_file():
         raise InputError("does not exist", "check the path")
     with path.open("rb") as handle:
-        if not handle.read(6).startswith(arrays.NPY_MAGIC):
+        if not handle.read(6).startswith(npy.MAGIC):
             raise UsageError("is neither NPY nor BART's .cfl", "convert it")
     return arrays.read_npy(path)
 

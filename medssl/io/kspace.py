@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from medssl.core.errors import InputError, UsageError, naming
 from medssl.core.kspace import KSpace
-from medssl.io import arrays, cfl, fastmri, hdf5, mrd, read, trajectory, twix
+from medssl.io import arrays, cfl, fastmri, hdf5, mrd, npy, read, trajectory, twix
 from medssl.io.arrays import Axes
 from medssl.io.limits import Limits
 from medssl.io.raw_geometry import place
@@ -93,7 +93,7 @@ def kind_of(path: Path) -> str:
     if path.is_file() and os.access(path, os.R_OK):
         with path.open("rb") as handle:
             head = handle.read(4096)
-        if head.startswith(arrays.NPY_MAGIC):
+        if head.startswith(npy.MAGIC):
             return "npy"
         if head.startswith(read.HDF5_MAGIC):
             return "hdf5"

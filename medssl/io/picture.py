@@ -16,13 +16,12 @@ import numpy as np
 import PIL.Image
 import PIL.ImageOps
 import tifffile
-from numpy.lib import format as npy_format
 from numpy.typing import NDArray
 
 from medssl.core.errors import InputError, UsageError, printable
 from medssl.core.geometry import Geometry
 from medssl.core.image import Image, Stored
-from medssl.io import atomic, values
+from medssl.io import atomic, npy, values
 from medssl.io.limits import Limits
 
 Kind = Literal["png", "jpeg", "tiff", "npy"]
@@ -33,7 +32,7 @@ MAGIC: dict[bytes, Kind] = {
     b"MM\0*": "tiff",
     b"II+\0": "tiff",
     b"MM\0+": "tiff",
-    b"\x93NUMPY": "npy",
+    npy.MAGIC: "npy",
 }
 SUFFIXES: dict[str, Kind] = {
     ".png": "png",
@@ -155,16 +154,7 @@ def _as_filed(data: NDArray[Any], colour: bool) -> NDArray[Any]:
 
 def _read_npy(content: bytes, limits: Limits) -> tuple[NDArray[np.generic], bool]:
     handle = io.BytesIO(content)
-    try:
-        version = npy_format.read_magic(handle)
-        reader = (
-            npy_format.read_array_header_1_0
-            if version == (1, 0)
-            else npy_format.read_array_header_2_0
-        )
-        shape, fortran, dtype = reader(handle)
-    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError) as error:
-        raise InputError("its NPY header is damaged", COPY_AGAIN) from error
+    shape, fortran, dtype = npy.read_header(handle, COPY_AGAIN)
     if dtype.kind not in "iuf":
         raise InputError(f"holds {printable(dtype)}, not real numbers", "save real numbers")
     if not 2 <= len(shape) <= 3 or 0 in shape:

@@ -12,7 +12,7 @@ from medssl.physics.coils import SPATIAL, Sense
 from medssl.physics.nufft import SenseNufft
 from medssl.physics.operator import Operator
 from medssl.physics.sampling import Parting, split
-from medssl.physics.solve import Normal, power_iteration
+from medssl.physics.solve import Normal, fista_l1, power_iteration
 
 Solver = Callable[[Normal, Tensor, Tensor | None], Tensor]
 """From A^H A of norm 1, A^H y and a first guess to images."""
@@ -48,6 +48,33 @@ def solved(batch: Acquired, solver: Solver) -> Tensor:
     return torch.fft.fftshift(
         solver(normal, step * torch.fft.ifftshift(b, SPATIAL), start), SPATIAL
     )
+
+
+def few_wavelets(
+    batch: Acquired, lambda_: float, *, seed: int, iterations: int, levels: int
+) -> Tensor:
+    """Images (..., set, H, W) that few wavelets describe; see `solve.fista_l1`.
+
+    Args:
+        batch: What was measured, and maybe an image to begin with.
+        lambda_: Weight of the wavelets where images are about 1.
+        seed: Of the shifts.
+        iterations: Steps.
+        levels: Of the wavelet transform.
+    """
+
+    def solve(normal: Normal, b: Tensor, start: Tensor | None) -> Tensor:
+        return fista_l1(
+            normal,
+            b,
+            torch.tensor(lambda_),
+            stream(seed, "shifts"),
+            start=start,
+            iterations=iterations,
+            levels=levels,
+        )
+
+    return solved(batch, solve)
 
 
 def known(batch: Acquired) -> Sense:

@@ -192,6 +192,11 @@ def reach(sampling: Mask) -> Mask:
     return np.asarray(hull, bool) | sampling
 
 
+def acceleration_inside(sampling: Mask) -> float:
+    """R within the part of k-space that the protocol covers."""
+    return float(reach(sampling).sum() / sampling.sum())
+
+
 def edge(sampling: Mask) -> Mask:
     """(H, W) points that the protocol never measures: they count as measured zeros.
 

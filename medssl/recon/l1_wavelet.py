@@ -13,14 +13,11 @@ Imaging. Magnetic Resonance in Medicine 2007.
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from medssl.core.batch import Acquired
-from medssl.core.random import stream
 from medssl.method import Reconstructor
-from medssl.physics.acquisition import solved
-from medssl.physics.solve import Normal, fista_l1
+from medssl.physics.acquisition import few_wavelets
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,16 +47,6 @@ class L1Wavelet(Reconstructor):
     def restore(self, batch: Acquired) -> Tensor:
         """The minimum for each problem of the batch."""
         c = self.config
-
-        def solve(normal: Normal, b: Tensor, start: Tensor | None) -> Tensor:
-            return fista_l1(
-                normal,
-                b,
-                torch.tensor(c.lambda_ or 0.0),
-                stream(c.seed, "shifts"),
-                start=start,
-                iterations=c.iterations,
-                levels=c.levels,
-            )
-
-        return solved(batch, solve)
+        return few_wavelets(
+            batch, c.lambda_ or 0.0, seed=c.seed, iterations=c.iterations, levels=c.levels
+        )

@@ -33,11 +33,9 @@ from torch import Tensor, nn
 
 from medssl.core.batch import Acquired
 from medssl.core.errors import UsageError
-from medssl.core.random import stream
 from medssl.method import OneScan, Reconstructor
 from medssl.nets import chain, unrolled
-from medssl.physics.acquisition import parted, solved, unexplained, with_noise
-from medssl.physics.solve import Normal, fista_l1
+from medssl.physics.acquisition import few_wavelets, parted, unexplained, with_noise
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,19 +103,9 @@ class ZeroShot(Reconstructor):
     def first(self, batch: Acquired) -> Tensor:
         """Compressed sensing of what may be seen."""
         c = self.config
-
-        def solve(normal: Normal, b: Tensor, start: Tensor | None) -> Tensor:
-            return fista_l1(
-                normal,
-                b,
-                torch.tensor(c.lambda_ or 0.0),
-                stream(c.seed, "shifts"),
-                start=start,
-                iterations=c.iterations,
-                levels=c.levels,
-            )
-
-        return solved(_seen(batch), solve)
+        return few_wavelets(
+            _seen(batch), c.lambda_ or 0.0, seed=c.seed, iterations=c.iterations, levels=c.levels
+        )
 
     def loss(self, batch: Acquired) -> dict[str, Tensor]:
         """The two terms of L."""
