@@ -33,11 +33,21 @@ class Train:
     """Optimiser steps."""
     lr: float
     """Largest learning rate."""
-    optimiser: Literal["adam", "adamw"] = "adam"
+    optimiser: Literal["adam", "adamw", "sgd", "lamb", "lars"] = "adam"
     weight_decay: float = 0.0
+    weight_decay_end: float | None = None
+    """Where the decay of weights goes, along a cosine; null leaves it as it is."""
+    decay_all: bool = True
+    """False spares biases and the weights of norms."""
+    momentum: float = 0.9
+    """Of SGD and LARS."""
+    nesterov: bool = False
+    """Whether SGD looks ahead."""
     beta_1: float = 0.9
     """Decay of the mean gradient of Adam."""
-    schedule: Literal["constant", "cosine", "onecycle", "drops"] = "constant"
+    schedule: Literal["constant", "cosine", "poly", "onecycle", "drops"] = "constant"
+    warmup: int = 0
+    """Steps over which the learning rate rises to its largest value, before the schedule."""
     drops: int = 1
     """How often, evenly spaced, "drops" multiplies the learning rate with `drop`."""
     drop: float = 0.1
@@ -50,7 +60,17 @@ class Train:
     crop: int | None = None
     """Side of the random square or cubic crops in voxels; null takes whole slices."""
     batch: int = 1
-    """Crops in one step."""
+    """Crops in one step: of all processes and of all parts together."""
+    accumulate: int = 1
+    """Parts of a batch that are looked at one after the other before the step."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Of the layers; losses, norms and clusters are fp32 in any case."""
+    compile: bool = False
+    """Whether torch compiles the loss."""
+    deterministic: bool = False
+    """Whether a step on a GPU is the same one each time, at the cost of speed."""
+    tensorboard: bool = False
+    """Whether losses are also written for TensorBoard, in the folder of the run."""
     slices: int = 4
     """Slices of a volume, evenly spaced, that a method learns from which sees slices."""
     held_out: float = 0.1
@@ -82,6 +102,38 @@ class Raw:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Crops:
+    """How the images of a store are cut and changed for a method that is pretrained on them."""
+
+    size: tuple[int, ...]
+    """Sides of images and large views in voxels, 2 for slices and 3 for volumes."""
+    scale: tuple[float, float] = (1.0, 1.0)
+    """Least and largest share of what `size` holds at the spacing of the store: below 1 a view
+    shows less and is enlarged, above 1 more and is reduced."""
+    whole: bool = False
+    """Whether 1 in `scale` is the whole slice instead, as for photographs."""
+    small_size: tuple[int, ...] | None = None
+    """Sides of small views."""
+    small_scale: tuple[float, float] = (0.1, 0.35)
+    """Shares of what a large view of `scale` 1 shows."""
+    flip: float = 0.5
+    """Chance of a flip along each axis."""
+    rotate: float = 0.0
+    """Largest angle in degrees by which views are turned."""
+    change: float = 1.0
+    """Strength of the changes of contrast, brightness, bias field, blur and noise in views; 0 for
+    none. Images that no view is made of are never changed."""
+    window: tuple[float, float] = (-1000.0, 1000.0)
+    """Least and largest HU of CT; other modalities are normalised by their own foreground."""
+    foreground: float = 0.2
+    """Share of a crop that must be foreground, if a few draws find such a one."""
+    balance: bool = True
+    """Whether modalities come in equal numbers, up to three times their share."""
+    thin_bits: int = 4
+    """Neighbouring slices that differ in so many bits of their hash, or fewer, count as one."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Expect:
     """The number that a recipe is known for."""
 
@@ -110,6 +162,8 @@ class Recipe:
     """None for a filter that learns nothing."""
     raw: Raw | None = None
     """For methods that learn from raw scans."""
+    crops: Crops | None = None
+    """For methods that are pretrained on a store."""
     strength: float = 1.0
     """Share of the change that is applied; see `medssl denoise --strength`."""
     seed: int = 0
@@ -214,7 +268,7 @@ def as_tree(recipe: Recipe, values: Mapping[str, Any]) -> dict[str, Any]:
         "strength": recipe.strength,
         "seed": recipe.seed,
     }
-    parts = {"train": recipe.train, "raw": recipe.raw}
+    parts = {"train": recipe.train, "raw": recipe.raw, "crops": recipe.crops}
     return tree | {k: dataclasses.asdict(v) for k, v in parts.items() if v is not None}
 
 

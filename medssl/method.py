@@ -4,12 +4,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic, Literal, TypeVar
 
+import torch
 from torch import Tensor, nn
 
-from medssl.core.batch import Acquired, Noisy
+from medssl.core.batch import Acquired, Noisy, Views
 
 Batch = TypeVar("Batch")
-"""What one step of a method sees: `Noisy`, `Acquired`, ..."""
+"""What one step of a method sees: `Noisy`, `Acquired`, `Views`, ..."""
 Domain = Literal["stabilised", "unit"]
 """What a restorer sees: unit noise variance, or intensities scaled to about [0, 1]."""
 Truth = Literal["full", "some", "none"]
@@ -70,6 +71,16 @@ class Method(nn.Module, Generic[Batch]):
         """Named scalar terms of the objective; empty for a filter that learns nothing."""
         del batch
         return {}
+
+    def after_step(self, progress: float) -> None:
+        """What follows from the weights after a step: running means, predictors.
+
+        It is called without gradients.
+
+        Args:
+            progress: Share of the training that is done, 0 to 1.
+        """
+        del progress
 
 
 class Restorer(Method[Noisy]):
@@ -217,3 +228,69 @@ class Reconstructor(Method[Acquired]):
     def restore(self, batch: Acquired) -> Tensor:
         """Images (..., set, H, W) complex."""
         raise NotImplementedError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sees:
+    """What the batches of an encoder hold; chance is drawn where they are made."""
+
+    axes: Literal[2, 3] = 2
+    """Spatial axes of an image: slices or volumes."""
+    views: int = 0
+    """Large augmented views of each image."""
+    small: int = 0
+    """Augmented views of small parts."""
+    block: tuple[int, ...] | None = None
+    """Sides of the cells of `visible` in voxels; None draws no pattern."""
+    hidden: float = 0.0
+    """Share of the cells that are hidden."""
+    neighbours: int = 1
+    """Runs of so many neighbouring slices of one volume follow each other in a batch."""
+    multiple: int = 1
+    """Of which the sides of images must be multiples."""
+    stack: bool = False
+    """Volumes are stacks of slices: `slice_mm` is there."""
+    clusters: bool = False
+    """A batch holds one image of each cluster at most, as `Encoder.assignment` has them."""
+
+
+class Encoder(Method[Views]):
+    """Images in, features out; learns without labels."""
+
+    encoder: nn.Module
+    """The net that is kept: `features(image)` fine to coarse, `widths` and `strides` of these."""
+
+    @property
+    def sees(self) -> Sees:
+        """What its batches hold."""
+        raise NotImplementedError
+
+    def features(self, image: Tensor) -> list[Tensor]:
+        """Features (B, D, *S) of images (B, C, *S), fine to coarse."""
+        return self.encoder.features(image)  # type: ignore[operator]
+
+    def embed(self, image: Tensor) -> Tensor:
+        """(B, D) one vector for each image."""
+        return self.features(image)[-1].flatten(2).mean(-1)
+
+    @property
+    def refresh_every(self) -> int | None:
+        """Steps between calls of `refresh`; None where it needs none."""
+        return None
+
+    @property
+    def assignment(self) -> Tensor | None:
+        """(images,) int64, the cluster of each image of the store; None before there are any."""
+        return None
+
+    def refresh(self, bank: Tensor, index: Tensor, generator: torch.Generator) -> None:
+        """Take in what the present weights make of images.
+
+        It is called on every rank with the same arguments.
+
+        Args:
+            bank: (n, D) embeddings.
+            index: (n,) int64, which images of the store these are.
+            generator: The source of chance.
+        """
+        del bank, index, generator

@@ -137,3 +137,47 @@ class Acquired:
         """(..., 1, 1, 1) the noise of each problem."""
         each = self.kspace.real.new_ones((*self.kspace.shape[:-3], 1, 1, 1))
         return self.sigma * each
+
+
+@dataclass(frozen=True, eq=False)
+class Views:
+    """What an encoder sees of images while it is pretrained; `method.Sees` says which parts.
+
+    Args:
+        image: (B, C, *S) float32, normalised to about mean 0 and standard deviation 1.
+        valid: (B, 1, *S) bool, False at padding and where nothing was measured; None where all is.
+        visible: (B, 1, *f) bool, True where a cell of the image is seen.
+        views: Each (B, C, *S), augmented in ways of its own.
+        small: Each (B, C, *s), augmented views of a small part.
+        boxes: (views and small, B, 2, axes) start and extent of each view in mm of its source; an
+            extent is negative where the axis was flipped, and the start is then the far end.
+        index: (B,) int64, of the image, unique over the whole store.
+        patient: (B,) int64, equal where images must not be taken for strangers.
+        spacing: (B, axes) mm.
+        slice_mm: (B, N) positions of the slices of a stack.
+        generator: The one source of chance.
+        progress: Share of the training that is done, 0 to 1.
+    """
+
+    image: Tensor
+    valid: Tensor | None = None
+    visible: Tensor | None = None
+    views: tuple[Tensor, ...] = ()
+    small: tuple[Tensor, ...] = ()
+    boxes: Tensor | None = None
+    index: Tensor | None = None
+    patient: Tensor | None = None
+    spacing: Tensor | None = None
+    slice_mm: Tensor | None = None
+    generator: torch.Generator | None = None
+    progress: float = 0.0
+
+    @property
+    def view_a(self) -> Tensor:
+        """The first view."""
+        return self.views[0]
+
+    @property
+    def view_b(self) -> Tensor:
+        """The second view."""
+        return self.views[1]
