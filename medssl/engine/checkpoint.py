@@ -9,10 +9,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LRScheduler, SequentialLR
 
 from medssl.core.errors import WeightsError
 from medssl.engine.fit import Fitting
 
+COUNTS = ("skipped", "in_a_row", "recent")
+"""Of a fit, about steps that were not taken."""
 LOSSES = ("first", "last", "lowest")
 """Of a held-back batch."""
 State = tuple[dict[str, Tensor], dict[str, Any]]
@@ -23,14 +26,16 @@ def pack(fitting: Fitting[Any]) -> State:
     """Everything that the steps to come depend on."""
     tensors = {f"method/{k}": v for k, v in fitting.method.state_dict().items()}
     tensors |= _numbered("mean", fitting.mean.weights)
-    facts: dict[str, Any] = {"step": fitting.step, "schedule": fitting.schedule.state_dict()}
+    facts: dict[str, Any] = {"step": fitting.step, "schedule": _plain(fitting.schedule)}
+    facts |= {name: getattr(fitting, name) for name in COUNTS}
     if fitting.best is not None:
         tensors |= _numbered("best", fitting.best.weights)
         facts["held_out"] = {k: getattr(fitting.best, k) for k in LOSSES}
     optimiser = fitting.optimiser.state_dict()
     facts["optimiser"] = optimiser["param_groups"]
     for index, moments in optimiser["state"].items():
-        tensors |= {f"optimiser/{index}/{name}": value for name, value in moments.items()}
+        known = {k: v for k, v in moments.items() if v is not None}
+        tensors |= {f"optimiser/{index}/{name}": value for name, value in known.items()}
     return tensors, facts
 
 
@@ -48,8 +53,10 @@ def unpack(fitting: Fitting[Any], tensors: Mapping[str, Tensor], facts: Mapping[
         moments.setdefault(int(index), {})[name] = value
     try:
         fitting.optimiser.load_state_dict({"state": moments, "param_groups": facts["optimiser"]})
-        fitting.schedule.load_state_dict(facts["schedule"])
+        _recall(fitting.schedule, facts["schedule"])
         fitting.step = int(facts["step"])
+        for name in COUNTS:
+            setattr(fitting, name, facts.get(name, getattr(fitting, name)))
         if fitting.best is not None:
             for name in LOSSES:
                 setattr(fitting.best, name, float(facts["held_out"][name]))
@@ -90,6 +97,24 @@ def fill(method: nn.Module, tensors: Mapping[str, Tensor]) -> None:
 
 def _kind(value: Tensor) -> str:
     return f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
+
+
+def _plain(schedule: LRScheduler) -> dict[str, Any]:
+    """The state of a schedule; functions, which the recipe gives again, are left out."""
+    state = schedule.state_dict()
+    if isinstance(schedule, SequentialLR):
+        state["_schedulers"] = [_plain(one) for one in schedule._schedulers]
+    state.pop("lr_lambdas", None)
+    return state
+
+
+def _recall(schedule: LRScheduler, state: Mapping[str, Any]) -> None:
+    """Bring a schedule to where another one was."""
+    held = dict(state)
+    if isinstance(schedule, SequentialLR):
+        for one, inner in zip(schedule._schedulers, held.pop("_schedulers"), strict=True):
+            _recall(one, inner)
+    schedule.__dict__.update(held)
 
 
 def _numbered(name: str, tensors: Iterable[Tensor]) -> dict[str, Tensor]:

@@ -1,31 +1,37 @@
 """The one training loop: named loss terms in, a fitted method out."""
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+import statistics
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Generic
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_
-from torch.optim import Adam, AdamW, Optimizer
-from torch.optim.lr_scheduler import (
-    ConstantLR,
-    CosineAnnealingLR,
-    LRScheduler,
-    OneCycleLR,
-    StepLR,
-)
 
 from medssl.config import Train
 from medssl.core.errors import QualityError
+from medssl.core.ranks import total, world
+from medssl.engine.optim import optimiser, schedule, set_decay
 from medssl.method import Batch, Method
 
 OnStep = Callable[[int, int, dict[str, float]], None]
 """Told the step, how many there are, and the loss terms."""
 
 
+SPIKE = 10.0
+"""Loss over the median of the last ones above which a step is not taken."""
+MEDIAN_OF = 101
+"""Losses that the median is of."""
+ENOUGH = 20
+"""Losses from which on it means something."""
+
+
 class Fitting(Generic[Batch]):
     """A method on its way: everything that changes from step to step.
+
+    Where several processes train together, each has one, and gradients are averaged over them.
 
     Args:
         method: With parameters, which are changed in place.
@@ -35,6 +41,9 @@ class Fitting(Generic[Batch]):
             included, are kept. None, or no `check_every`, keeps the weights of the end.
         score: Takes the place of the loss on a held-back batch; the method is in its evaluation
             mode when it is asked.
+        keep_best: False looks at the held-back batch and keeps the weights of the end.
+        patience: Steps in a row that may be left out because their loss is not finite, or over
+            ten times the median of the last ones.
     """
 
     def __init__(
@@ -43,46 +52,116 @@ class Fitting(Generic[Batch]):
         train: Train,
         held: Callable[[], Batch] | None = None,
         score: Callable[[], float] | None = None,
+        *,
+        keep_best: bool = True,
+        patience: int = 0,
     ) -> None:
         self.method = method
         self.train = train
+        self.patience = patience
         self.step = 0
         """Steps done."""
+        self.skipped = self.in_a_row = 0
+        """Steps that were left out, and those since the last that was taken."""
+        self.recent: list[float] = []
+        """The last losses, where a median of them is wanted."""
         self.parameters = [p for p in method.parameters() if p.requires_grad]
-        self.optimiser = _optimiser(train, self.parameters)
-        self.schedule = _schedule(train, self.optimiser)
+        self.optimiser = optimiser(train, method)
+        self.schedule = schedule(train, self.optimiser)
         self.mean = RunningMean(self.parameters, train.ema)
+        terms = _Terms(method)
+        if train.compile:
+            terms.compile()
+        self.terms = (
+            DistributedDataParallel(terms, broadcast_buffers=False) if world() > 1 else terms
+        )
         self.best = None
         if score is None and held is not None:
             score = _loss_on(method, held)
         if score is not None and train.check_every:
-            self.best = Best(method, self.parameters, score)
+            self.best = Best(method, self.parameters, score, keeps=keep_best)
 
-    def advance(self, batch: Batch) -> dict[str, float]:
+    def advance(self, *parts: Batch) -> dict[str, float]:
         """One step down the sum of the method's loss terms, which come back with it as `total`.
 
+        Args:
+            parts: Of the batch, looked at one after the other.
+
         Raises:
-            QualityError: The loss is not finite.
+            QualityError: The loss is not finite, too often in a row where `patience` is given.
         """
-        terms = self.method.loss(batch)
-        total = torch.stack(list(terms.values())).sum()
-        if not bool(torch.isfinite(total)):
-            raise QualityError(
-                f"the loss became {float(total.detach())} at step {self.step}",
-                "lower train.lr with --set",
-            )
+        before = [b.clone() for b in self.method.buffers()] if self.patience else []
         self.optimiser.zero_grad(set_to_none=True)
-        total.backward()
-        if self.train.clip is not None:
-            clip_grad_norm_(self.parameters, self.train.clip)
-        self.optimiser.step()
+        terms = self._down(parts)
+        if self._is_sound(terms["total"]):
+            if self.train.clip is not None:
+                clip_grad_norm_(self.parameters, self.train.clip)
+            self.optimiser.step()
+        else:
+            with torch.no_grad():
+                for buffer, old in zip(self.method.buffers(), before, strict=True):
+                    buffer.copy_(old)
         self.schedule.step()
+        progress = (self.step + 1) / self.train.steps
+        set_decay(self.train, self.optimiser, progress)
+        with torch.no_grad():
+            self.method.after_step(progress)
         self.mean.update(self.step)
         self.step += 1
         if self.best is not None and self.looks:
             with self.mean.in_place():
                 self.best.look()
-        return {k: float(v.detach()) for k, v in terms.items()} | {"total": float(total.detach())}
+        return terms
+
+    def _down(self, parts: tuple[Batch, ...]) -> dict[str, float]:
+        """Gradients of the mean over parts and ranks; the terms and their `total`."""
+        sums: dict[str, Tensor] = {}
+        for k, part in enumerate(parts):
+            with self._alone(last=k == len(parts) - 1):
+                with self._precision():
+                    terms = self.terms(part)
+                loss = torch.stack(list(terms.values())).sum() / len(parts)
+                if self.patience == 0 and not bool(torch.isfinite(loss)):
+                    raise _not_finite(float(loss.detach()), self.step)
+                loss.backward()
+            found = {k: v.detach() / len(parts) for k, v in terms.items()}
+            found["total"] = loss.detach()
+            sums = {k: v + sums[k] if sums else v for k, v in found.items()}
+        if world() > 1:
+            mean = total(torch.stack([v.float() for v in sums.values()])) / world()
+            sums = dict(zip(sums, mean, strict=True))
+        return {k: float(v) for k, v in sums.items()}
+
+    def _is_sound(self, loss: float) -> bool:
+        """Whether the step may be taken.
+
+        Raises:
+            QualityError: Too many in a row may not.
+        """
+        if self.patience == 0:
+            return True
+        median = statistics.median(self.recent) if len(self.recent) >= ENOUGH else float("inf")
+        if loss - loss == 0 and not loss > SPIKE * abs(median):
+            self.recent = [*self.recent[1 - MEDIAN_OF :], loss]
+            self.in_a_row = 0
+            return True
+        self.skipped += 1
+        self.in_a_row += 1
+        if self.in_a_row >= self.patience:
+            raise _not_finite(loss, self.step)
+        return False
+
+    def _alone(self, last: bool) -> AbstractContextManager[None]:
+        """Gradients are averaged over ranks once a step, with the last part."""
+        if isinstance(self.terms, DistributedDataParallel) and not last:
+            return self.terms.no_sync()
+        return nullcontext()
+
+    def _precision(self) -> AbstractContextManager[None]:
+        if self.train.precision == "fp32":
+            return nullcontext()
+        kind = self.parameters[0].device.type
+        return torch.autocast(kind, torch.bfloat16)
 
     @property
     def looks(self) -> bool:
@@ -96,6 +175,18 @@ class Fitting(Generic[Batch]):
         if self.best is not None:
             self.best.keep()
         self.method.eval()
+
+
+class _Terms(nn.Module, Generic[Batch]):
+    """The loss of a method as a module, so that ranks average its gradients."""
+
+    def __init__(self, method: Method[Batch]) -> None:
+        super().__init__()
+        self.method = method
+
+    def forward(self, batch: Batch) -> Mapping[str, Tensor]:
+        """Named terms."""
+        return self.method.loss(batch)
 
 
 def fit(
@@ -126,14 +217,18 @@ def fit(
 
 
 def go_on(
-    fitting: Fitting[Batch], batches: Iterable[Batch], on_step: OnStep | None = None
+    fitting: Fitting[Batch],
+    batches: Iterable[Batch | tuple[Batch, ...]],
+    on_step: OnStep | None = None,
+    before_step: Callable[[int], None] | None = None,
 ) -> list[float]:
     """Take the steps that are left, and keep the weights to keep.
 
     Args:
         fitting: New, or as a checkpoint left it.
-        batches: One for each step that is left.
+        batches: One for each step that is left, or a tuple of its parts.
         on_step: Told after each step; what it raises ends the fit between two steps.
+        before_step: Told before each step is taken and before its batch is asked for.
 
     Returns:
         The total loss of each of these steps.
@@ -144,8 +239,15 @@ def go_on(
     steps = fitting.train.steps
     fitting.method.train()
     totals = []
-    for _, batch in zip(range(fitting.step, steps), batches, strict=False):
-        terms = fitting.advance(batch)
+    source = iter(batches)
+    for step in range(fitting.step, steps):
+        if before_step is not None:
+            before_step(step)
+            fitting.method.train()
+        batch = next(source, None)
+        if batch is None:
+            break
+        terms = fitting.advance(*(batch if isinstance(batch, tuple) else (batch,)))
         totals.append(terms["total"])
         if on_step is not None:
             on_step(fitting.step, steps, terms)
@@ -187,15 +289,18 @@ class RunningMean:
 
 
 class Best(Generic[Batch]):
-    """The weights with the lowest score."""
+    """The lowest score, and the weights that had it where they are to be kept."""
 
     def __init__(
         self,
         method: Method[Batch],
         parameters: list[torch.nn.Parameter],
         score: Callable[[], float],
+        *,
+        keeps: bool = True,
     ) -> None:
         self._method, self._parameters, self._score = method, parameters, score
+        self._keeps = keeps
         self.last = self.lowest = float("inf")
         """Score at the last look, and the lowest at any."""
         self.weights: list[Tensor] = []
@@ -210,7 +315,8 @@ class Best(Generic[Batch]):
         self.last = self._score()
         self._method.train()
         if self.last < self.lowest:
-            self.lowest, self.weights = self.last, _copies(self._parameters)
+            self.lowest = self.last
+            self.weights = _copies(self._parameters) if self._keeps else []
 
     @torch.no_grad()
     def keep(self) -> None:
@@ -220,25 +326,16 @@ class Best(Generic[Batch]):
 
 
 def _loss_on(method: Method[Batch], held: Callable[[], Batch]) -> Callable[[], float]:
-    return lambda: float(torch.stack(list(method.loss(held()).values())).sum())
+    def score() -> float:
+        loss = torch.stack(list(method.loss(held()).values())).sum()
+        return float(total(loss.reshape(1)) / world())
+
+    return score
+
+
+def _not_finite(loss: float, step: int) -> QualityError:
+    return QualityError(f"the loss became {loss:.3g} at step {step}", "lower train.lr with --set")
 
 
 def _copies(parameters: list[torch.nn.Parameter]) -> list[Tensor]:
     return [p.detach().clone() for p in parameters]
-
-
-def _optimiser(train: Train, parameters: list[torch.nn.Parameter]) -> Optimizer:
-    betas = (train.beta_1, 0.999)
-    if train.optimiser == "adamw":
-        return AdamW(parameters, lr=train.lr, betas=betas, weight_decay=train.weight_decay)
-    return Adam(parameters, lr=train.lr, betas=betas, weight_decay=train.weight_decay)
-
-
-def _schedule(train: Train, optimiser: Optimizer) -> LRScheduler:
-    if train.schedule == "cosine":
-        return CosineAnnealingLR(optimiser, train.steps)
-    if train.schedule == "onecycle":
-        return OneCycleLR(optimiser, train.lr, total_steps=train.steps)
-    if train.schedule == "drops":
-        return StepLR(optimiser, max(1, -(-train.steps // (train.drops + 1))), train.drop)
-    return ConstantLR(optimiser, 1.0)

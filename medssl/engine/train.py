@@ -1,66 +1,41 @@
 """One method, many scans: look at each, learn from crops of all, able to stop at any time."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from medssl import config
 from medssl.core.errors import (
     InputError,
     MedsslError,
-    MemoryLimitError,
     UsageError,
     WeightsError,
     naming,
 )
 from medssl.core.run import plain, versions
 from medssl.engine.archive import Archive, Looked, groups_of, parted, short
-from medssl.engine.checkpoint import pack, unpack
 from medssl.engine.course import Course, Progress
 from medssl.engine.device import Machine
-from medssl.engine.fit import Fitting, go_on
+from medssl.engine.fit import Fitting
+from medssl.engine.learn import GO_ON, Journey, Outcome, Watch, finish, fitting_into_memory, learn
 from medssl.engine.learn_denoise import DenoiseCourse
 from medssl.engine.learn_recon import ReconCourse
-from medssl.engine.stop import Stop, stopping
+from medssl.engine.stop import stopping
 from medssl.engine.wanted import Wanted
-from medssl.io import journal, weights
+from medssl.io import journal
 from medssl.io.folder import Found
 from medssl.io.run_folder import RunFolder
 from medssl.method import Method
 
-MOST_LINES = 2000
-"""Of `metrics.jsonl`, about."""
-GO_ON = "go on with --resume"
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a training left, or would do."""
-
-    record: Mapping[str, Any]
-    """What `run.json` holds."""
-    refused: tuple[MedsslError, ...]
-    """Why some scans were passed over."""
-    warnings: tuple[str, ...]
-
 
 @dataclass
-class _Journey:
-    """What the steps of one call share."""
+class _Journey(Journey):
+    """With what differs by task, and the scans that are of no use."""
 
-    wanted: Wanted
-    course: Course[Any, Any]
-    folder: RunFolder | None
-    """None writes nothing."""
-    machine: Machine
-    tell: Progress
-    stop: Stop
+    course: Course[Any, Any] = field(kw_only=True)
     refused: list[tuple[Found, MedsslError]] = field(default_factory=list)
-    warnings: list[str] = field(default_factory=list)
 
 
 def train(
@@ -71,6 +46,7 @@ def train(
     progress: Progress,
     *,
     resume: bool = False,
+    watch: Watch | None = None,
 ) -> Outcome:
     """Train a method on scans.
 
@@ -81,6 +57,7 @@ def train(
         machine: Where it runs.
         progress: Told how far it is.
         resume: Go on with what the folder holds, if it holds something.
+        watch: Told the numbers of each step.
 
     Returns:
         The record of the run.
@@ -99,7 +76,7 @@ def train(
     if not found and course.needs_scans:
         raise InputError("no scan was found", course.remedy)
     with stopping() as stop:
-        journey = _Journey(wanted, course, folder, machine, progress, stop)
+        journey = _Journey(wanted, folder, machine, progress, stop, watch, course=course)
         record: dict[str, Any] = {"wanted": wanted.as_tree(), "phase": "looking"}
         if folder is not None and resume and folder.begun:
             record = folder.record()
@@ -231,84 +208,25 @@ def _learn(
     """Take the steps that are left and write the weights."""
     course, train = journey.course, journey.wanted.train
     method.to(journey.machine.device)
-    try:
+    with fitting_into_memory(course.smaller):
         held = course.held(archive, method)
         if held is not None:
             train = dataclasses.replace(train, check_every=train.check_every or train.save_every)
         fitting = Fitting(method, train, held)
-        _catch_up(journey, folder, fitting, record)
-        go_on(
+        learn(
+            journey,
+            folder,
             fitting,
-            course.batches(archive, method, record, fitting.step),
-            lambda step, steps, terms: _after(journey, folder, fitting, step, steps, terms),
+            lambda start: course.batches(archive, method, record, start),
+            record,
         )
-    except torch.OutOfMemoryError as error:
-        raise MemoryLimitError(
-            "one step does not fit into the memory of the device", course.smaller
-        ) from error
-    lines = journal.read(folder.metrics)
-    record["loss"] = {"last": lines[-1]["loss"] if lines else None}
-    if fitting.best is not None:
-        record["loss"] |= {"held_out": fitting.best.lowest, "held_out_at_first": fitting.best.first}
-        if fitting.best.lowest >= fitting.best.first:
-            journey.warnings.append("the held-out loss never fell; the weights are those of step 0")
+    if fitting.best is not None and fitting.best.lowest >= fitting.best.first:
+        journey.warnings.append("the held-out loss never fell; the weights are those of step 0")
     compared = course.compared(archive, method)
     if compared is not None:
         record["compared"] = dataclasses.asdict(compared)
         journey.warnings += [compared.sentence] if compared.sentence is not None else []
-    digest = weights.write(folder.weights, method.state_dict(), overwrite=True)
-    record |= {"weights": {"sha256": digest}, "phase": "complete", "complete": True}
-    record["warnings"] = journey.warnings
-    folder.write_record(record)
-
-
-def _catch_up(
-    journey: _Journey, folder: RunFolder, fitting: Fitting[Any], record: Mapping[str, Any]
-) -> None:
-    """Bring a fit to the last checkpoint that is whole, and the metrics with it."""
-    steps = folder.steps()
-    for step in reversed(steps):
-        try:
-            with naming(folder.path):
-                unpack(fitting, *folder.load(step))
-            break
-        except WeightsError as error:
-            if step == steps[0]:
-                raise
-            journey.warnings.append(f"the checkpoint of step {step} is damaged ({error.fact})")
-    if steps:
-        now = {"device": journey.machine.device.type, "threads": journey.machine.threads}
-        for key, value in now.items():
-            if record.get(key) != value:
-                journey.warnings.append(f"began with {key} {record.get(key)}, goes on with {value}")
-        if record.get("versions") != versions():
-            journey.warnings.append("goes on with other versions of packages than it began with")
-    journal.keep(folder.metrics, lambda line: line.get("step", 0) <= fitting.step)
-
-
-def _after(
-    journey: _Journey,
-    folder: RunFolder,
-    fitting: Fitting[Any],
-    step: int,
-    steps: int,
-    terms: Mapping[str, float],
-) -> None:
-    """Note the loss, save, and leave when asked to."""
-    looked = fitting.best is not None and fitting.looks
-    if looked or step == steps or step % max(1, steps // MOST_LINES) == 0:
-        line: dict[str, Any] = {"step": step, "loss": terms["total"]}
-        line |= {"terms": {k: v for k, v in terms.items() if k != "total"}}
-        line["lr"] = fitting.optimiser.param_groups[0]["lr"]
-        if looked and fitting.best is not None:
-            line["held_out"] = fitting.best.last
-        journal.append(folder.metrics, line)
-    journey.tell("learn", step, steps)
-    leave = journey.stop.wanted and step < steps
-    if leave or step == steps or step % fitting.train.save_every == 0:
-        folder.save(step, *pack(fitting))
-    if leave:
-        journey.stop.leave(f"stopped after step {step} of {steps}, which is saved", GO_ON)
+    finish(journey, folder, method, record)
 
 
 def _looks(folder: RunFolder, course: Course[Any, Any]) -> dict[str, Looked]:

@@ -7,6 +7,7 @@ scans.jsonl          facts of each scan, named by its hash
 failures.jsonl       scans that could not be used, and why
 metrics.jsonl        losses
 loss.png             the same as a picture
+tensorboard/         the same for TensorBoard, if asked for
 checkpoint-N/        all that is needed to go on after N steps: the last two
 .lock                while a training writes
 ```
@@ -64,6 +65,11 @@ class RunFolder:
     def loss_curve(self) -> Path:
         """Losses, drawn."""
         return self.path / "loss.png"
+
+    @property
+    def tensorboard(self) -> Path:
+        """Losses for TensorBoard, where they are asked for."""
+        return self.path / "tensorboard"
 
     @property
     def begun(self) -> bool:
@@ -207,6 +213,7 @@ class RunFolder:
     def _empty(self) -> None:
         for path in self.files:
             atomic.remove(path)
+        atomic.remove_folder(self.tensorboard)
         for step in self.steps():
             self._drop(step)
 
