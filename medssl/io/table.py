@@ -6,7 +6,7 @@ nothing else needs them. Every file is compressed with zstd and appears complete
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -51,7 +51,7 @@ def write_parquet(
     arrays = [pa.array(columns[name], _type(pa, kind)) for name, kind in types.items()]
     table = pa.Table.from_arrays(arrays, names=list(types))
     encodings = {
-        name: "DELTA_BYTE_ARRAY" if types[name] == "str" else "DELTA_BINARY_PACKED"
+        name: "DELTA_BYTE_ARRAY" if types[name] in ("str", "bytes") else "DELTA_BINARY_PACKED"
         for name in running
     }
     with atomic.file(target, overwrite=True) as sink:
@@ -76,15 +76,14 @@ def read_parquet(source: Path, columns: Sequence[str] | None = None) -> dict[str
     pq = _package("pyarrow.parquet")
     if not source.is_file():
         raise InputError("does not exist", "check the path", file=source)
-    with _refusals(source):
-        with source.open("rb") as handle:
-            file = pq.ParquetFile(handle)
-            missing = sorted(set(columns or ()) - set(file.schema_arrow.names))
-            if missing:
-                raise InputError(
-                    f"has no column {missing[0]!r}", "it was made by another program", file=source
-                )
-            table = file.read(columns=None if columns is None else list(columns))
+    with _refusals(source), source.open("rb") as handle:
+        file = pq.ParquetFile(handle)
+        missing = sorted(set(columns or ()) - set(file.schema_arrow.names))
+        if missing:
+            raise InputError(
+                f"has no column {missing[0]!r}", "it was made by another program", file=source
+            )
+        table = file.read(columns=None if columns is None else list(columns))
     found: dict[str, list[Any]] = table.to_pydict()
     return found
 
@@ -158,10 +157,8 @@ def _refusals(source: Path) -> Iterator[None]:
     """Every complaint of the two packages about a file, in one line."""
     pa = _package("pyarrow")
     known: tuple[type[Exception], ...] = (pa.ArrowException, OSError, EOFError)
-    try:
+    with suppress(ImportError):
         known += (import_module("duckdb").Error,)
-    except ImportError:
-        pass
     try:
         yield
     except known as error:
