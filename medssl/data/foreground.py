@@ -31,6 +31,9 @@ DARKEST = 0.01
 STEPS = 50
 """A threshold that has not settled by then moves between two neighbouring levels."""
 
+_PIECE = 2**20
+"""Voxels that are counted at once."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Foreground:
@@ -47,42 +50,31 @@ class Foreground:
     """Of the values, clipped to the outer percentiles."""
 
 
-def foreground(
-    volume: NDArray[Any], modality: str, valid: NDArray[np.bool_] | None = None
-) -> NDArray[np.bool_]:
-    """Where the patient is.
-
-    Args:
-        volume: (X, Y, Z); of CT in HU.
-        modality: DICOM's word. `PICTURE` is foreground everywhere.
-        valid: (X, Y, Z), False at padding; None means everywhere.
-
-    Returns:
-        (X, Y, Z).
-    """
-    if modality == "PICTURE":
-        inside = np.ones(volume.shape, np.bool_)
-    else:
-        inside = volume > (AIR if modality == "CT" else threshold(volume, valid))
-    return inside if valid is None else inside & valid
-
-
 def measure(
     image: NDArray[Any], modality: str, valid: NDArray[np.bool_] | None = None
 ) -> Foreground:
     """The numbers of a volume.
 
     Args:
-        image: (C, X, Y, Z), finite where valid; the mean of colours says where the patient is.
-        modality: DICOM's word.
+        image: (C, X, Y, Z), finite where valid; of CT in HU. The mean of colours says where the
+            patient is.
+        modality: DICOM's word. `PICTURE` is foreground everywhere.
         valid: (X, Y, Z), False at padding; None means everywhere.
     """
-    volume = image[0] if len(image) == 1 else image.mean(0)
-    inside = foreground(volume, modality, valid)
+    grey = image[0] if len(image) == 1 else image.mean(0)
+    levels, counts = distribution(grey if valid is None else grey[valid])
+    level = background(levels, counts, modality)
+    inside = grey > level
+    if valid is not None:
+        inside &= valid
+    if len(image) == 1:  # no voxel need be looked at again
+        levels, counts = levels[levels > level], counts[levels > level]
+    else:
+        levels, counts = distribution(image[:, inside])
     share = float(np.count_nonzero(inside) / inside.size)
     if not share:
-        inside = np.ones(volume.shape, np.bool_) if valid is None else valid
-    levels, counts = distribution(image[:, inside])
+        inside = np.ones(grey.shape, np.bool_) if valid is None else valid
+        levels, counts = distribution(image[:, inside])
     low, middle, high = percentiles(levels, counts, (OUTER[0], MIDDLE, OUTER[1]))
     clipped, n = np.clip(levels, low, high), counts.sum()
     mean = float((clipped * counts).sum() / n)
@@ -95,9 +87,15 @@ def measure(
     )
 
 
-def threshold(volume: NDArray[Any], valid: NDArray[np.bool_] | None = None) -> float:
-    """The value above which a voxel is bright."""
-    levels, counts = distribution(volume if valid is None else volume[valid])
+def background(levels: NDArray[np.float64], counts: NDArray[np.int64], modality: str) -> float:
+    """The value above which a voxel is patient, from the distribution of all."""
+    if modality == "CT":
+        return AIR
+    return -math.inf if modality == "PICTURE" else threshold(levels, counts)
+
+
+def threshold(levels: NDArray[np.float64], counts: NDArray[np.int64]) -> float:
+    """The value above which a voxel is bright, of those of a distribution."""
     if len(levels) < 2:
         return float(levels[0])
     if counts[0] >= SPIKE * counts[1]:
@@ -119,10 +117,13 @@ def threshold(volume: NDArray[Any], valid: NDArray[np.bool_] | None = None) -> f
 
 def distribution(values: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """The levels that occur, ascending, and how often each does; exact."""
-    flat = values.reshape(-1)
+    flat = values.ravel("K")  # in whatever order they lie
     if flat.dtype.kind in "iu" and flat.dtype.itemsize <= 2:  # counted, not sorted: far faster
         lowest = int(flat.min())
-        counts = np.bincount(flat.astype(np.int32) - np.int32(lowest))
+        counts = np.zeros(int(flat.max()) - lowest + 1, np.int64)
+        for start in range(0, flat.size, _PIECE):
+            piece = flat[start : start + _PIECE].astype(np.int64) - lowest
+            counts += np.bincount(piece, minlength=counts.size)
         levels = np.flatnonzero(counts)
         return (levels + lowest).astype(np.float64), counts[levels]
     found, counts = np.unique(flat, return_counts=True)

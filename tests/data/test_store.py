@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from medssl.core.errors import InputError, OutputError
-from medssl.data.foreground import measure, threshold
+from medssl.data.foreground import distribution, measure, threshold
 from medssl.data.store import Made, Store, read_rows, write_store
 
 
@@ -106,7 +106,7 @@ def test_the_threshold_finds_dark_tissue_beside_air(scale):
     image = np.hypot(rng.normal(0, 5, air.shape) + 60, rng.normal(0, 5, air.shape))
     image[:20] = np.hypot(rng.normal(0, 5, (20, 40, 40)) + 200, 0)
     image[:, :20] = air[:, :20]
-    bright = scale * image > threshold(scale * image)
+    bright = scale * image > threshold(*distribution(scale * image))
     assert bright[:, 20:].mean() > 0.97
     assert bright[:, :20].mean() < 0.03
 
