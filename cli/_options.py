@@ -21,6 +21,12 @@ Change = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a recipe's value.")
 ]
 Seed = Annotated[int, typer.Option(help="Of every random number.")]
+Run = Annotated[Path, typer.Option("-o", "--output", metavar="RUN", help="Folder to write.")]
+Steps = Annotated[
+    int | None, typer.Option("--steps", "--max-steps", help="In all; default: the recipe's.")
+]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on where RUN stopped, if it was begun.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Look at the data; write nothing.")]
 Scan = Annotated[
     Path, typer.Argument(metavar="IN", help="NIfTI, DICOM (file, folder, zip), PNG, ...")
 ]

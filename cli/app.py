@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from . import demo, denoise, doctor, info, methods, recon, train
+from . import demo, denoise, doctor, info, methods, pretrain, recon, train
 
 
 class _Verbs(TyperGroup):
@@ -31,7 +31,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for verb in (denoise, recon, train, info, methods, doctor, demo):
+for verb in (denoise, recon, train, pretrain, info, methods, doctor, demo):
     app.command(verb.__name__.rpartition(".")[2])(getattr(verb, verb.__name__.rpartition(".")[2]))
 
 

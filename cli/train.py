@@ -9,12 +9,16 @@ import typer
 from ._options import (
     Change,
     Device,
+    DryRun,
     Json,
     Law,
     Memory,
     Overwrite,
     Quiet,
+    Resume,
+    Run,
     Seed,
+    Steps,
     Threads,
     settings,
 )
@@ -25,13 +29,11 @@ def train(
     data: Annotated[
         Path, typer.Option("--data", metavar="DIR", help="Folder of scans, at any depth.")
     ],
-    output: Annotated[Path, typer.Option("-o", "--output", metavar="RUN", help="Folder to write.")],
+    output: Run,
     recipe: Annotated[
         str | None, typer.Option(help="denoise/NAME, recon/NAME, or a YAML file; --resume knows.")
     ] = None,
-    steps: Annotated[
-        int | None, typer.Option("--steps", "--max-steps", help="In all; default: the recipe's.")
-    ] = None,
+    steps: Steps = None,
     noise: Annotated[Law, typer.Option(help="Noise law of all images.")] = Law.auto,
     change: Change = None,
     device: Device = "auto",
@@ -39,12 +41,8 @@ def train(
     threads: Threads = None,
     seed: Seed = 0,
     overwrite: Overwrite = False,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on where RUN stopped, if it was begun.")
-    ] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Look at the scans; write nothing.")
-    ] = False,
+    resume: Resume = False,
+    dry_run: DryRun = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -67,6 +65,7 @@ def train(
             resume=resume,
             dry_run=dry_run,
             progress=show,
+            watch=None if show is None else show.numbers,
         )
     for refusal in done.refused:
         typer.echo(f"warning: passed over: {refusal}", err=True)

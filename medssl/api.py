@@ -3,7 +3,7 @@
 import dataclasses
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -25,6 +25,9 @@ from medssl.engine import ct_report, estimate
 from medssl.engine import recon as raw_scan
 from medssl.engine.choose import Choice, Quality
 from medssl.engine.device import machine
+from medssl.engine.distributed import is_first, joined
+from medssl.engine.learn import Watch
+from medssl.engine.pretrain import pretrain as pretrain_on
 from medssl.engine.restore import Prepared, Progress, Request, prepare, restore
 from medssl.engine.steer import Part, Regions, box, checked_strengths
 from medssl.engine.train import train as train_on
@@ -326,6 +329,7 @@ def train(
     resume: bool = False,
     dry_run: bool = False,
     progress: Progress | None = None,
+    watch: Watch | None = None,
 ) -> Trained:
     """Learn from many scans, once; `denoise` and `recon` with `weights=` use what was learnt.
 
@@ -350,6 +354,7 @@ def train(
         resume: Go on where an earlier call stopped, if one did; bit for bit on the CPU.
         dry_run: Look at the scans, decide everything, write nothing.
         progress: Told the stage, how much is done, and how much there is.
+        watch: Told the step, its loss terms and crops per second.
 
     Raises:
         UsageError: The words of the call cannot be right, or are not those of the run.
@@ -363,23 +368,24 @@ def train(
     """
     data, folder = Path(data), RunFolder(Path(out))
     tell = progress or _say_nothing
-    if recipe is None:
-        if not resume or not folder.begun:
-            raise UsageError("no recipe is named", "give --recipe denoise/NAME")
-        wanted = Wanted.recorded(folder.record())
-    else:
-        changes = dict(settings or {}) | ({} if steps is None else {"train.steps": steps})
-        wanted = Wanted.of(recipe, changes, estimate.asked(noise, "auto"), seed)
+    wanted = _wanted(
+        folder, recipe, steps, settings, seed, "denoise", "recon", resume=resume, noise=noise
+    )
     where = machine(device, memory, threads)
     folder.check(data, overwrite=overwrite, resume=resume)
     with nullcontext() if dry_run else folder.locked():
         tell("find scans", 0, 1)
         done = train_on(
-            data, wanted, None if dry_run else folder, where, tell, resume=resume and not overwrite
+            data,
+            wanted,
+            None if dry_run else folder,
+            where,
+            tell,
+            resume=resume and not overwrite,
+            watch=watch,
         )
         if not dry_run:
-            with atomic.file(folder.loss_curve, overwrite=True) as sink:
-                sink.write(draw_losses(journal.read(folder.metrics)))
+            _draw_curve(folder)
     return Trained(
         folder.path,
         done.record,
@@ -388,6 +394,110 @@ def train(
         _learnt(done.record, wanted, dry_run),
         folder.files,
     )
+
+
+def pretrain(
+    data: str | Path,
+    out: str | Path,
+    recipe: str | None = None,
+    *,
+    steps: int | None = None,
+    settings: Mapping[str, Any] | None = None,
+    device: str = "auto",
+    memory: str | None = None,
+    threads: int | None = None,
+    seed: int = 0,
+    overwrite: bool = False,
+    resume: bool = False,
+    dry_run: bool = False,
+    progress: Progress | None = None,
+    watch: Watch | None = None,
+) -> Trained:
+    """Pretrain an encoder on a store, without labels.
+
+    Under `torchrun` its processes train together; the batch of the recipe is that of all of them.
+
+    Args:
+        data: The store that `archive_prepare` made.
+        out: Folder of the run.
+        recipe: `pretrain/NAME`, `NAME`, or the path of a YAML file; None goes on with the recipe
+            of the run.
+        steps: Steps in all; None means the recipe's.
+        settings: Dotted keys of the recipe with other values, as `{"train.batch": 64}`.
+        device: `auto`, `cpu`, `cuda`, `cuda:1`, `mps`.
+        memory: Upper bound such as `4GB`; None means what is free.
+        threads: CPU threads; None means all cores.
+        seed: Of every random number.
+        overwrite: Replace an earlier run.
+        resume: Go on where an earlier call stopped, if one did; bit for bit on the CPU.
+        dry_run: Look at the store, decide everything, write nothing.
+        progress: Told the stage, how much is done, and how much there is.
+        watch: Told the step, its loss terms and images per second.
+
+    Raises:
+        UsageError: The words of the call cannot be right, or are not those of the run.
+        InputError: No store, or nothing to learn from in it.
+        WeightsError: What the run holds is damaged.
+        MemoryLimitError: A step does not fit.
+        OutputError: The run cannot be put where it should go.
+        QualityError: The loss is not finite, ten steps in a row.
+        InterruptedRunError: Interrupted, and saved.
+        TerminatedRunError: Asked by the system to end, and saved.
+    """
+    data, folder = Path(data), RunFolder(Path(out))
+    wanted = _wanted(folder, recipe, steps, settings, seed, "pretrain", resume=resume)
+    with joined(device) as own, ExitStack() as stack:
+        where = machine(own, memory, threads)
+        if is_first():
+            folder.check(data, overwrite=overwrite, resume=resume)
+            if not dry_run:
+                stack.enter_context(folder.locked())
+        done = pretrain_on(
+            data,
+            wanted,
+            None if dry_run else folder,
+            where,
+            progress or _say_nothing,
+            resume=resume and not overwrite,
+            watch=watch,
+        )
+        if is_first() and not dry_run:
+            _draw_curve(folder)
+    line = f"{wanted.recipe.name}, {done.record['parameters']} parameters, {wanted.train.steps} "
+    seen = done.record["seen"]
+    line += f"steps of {wanted.train.batch} on {seen['images']} images of {seen['learnt']} volumes"
+    line = f"would learn {line}" if dry_run else line
+    return Trained(folder.path, done.record, done.refused, done.warnings, line, folder.files)
+
+
+def _wanted(
+    folder: RunFolder,
+    recipe: str | None,
+    steps: int | None,
+    settings: Mapping[str, Any] | None,
+    seed: int,
+    *tasks: str,
+    resume: bool,
+    noise: str = "auto",
+) -> Wanted:
+    """What is to be trained: in the words of the call, or as the run was begun."""
+    if recipe is None:
+        if not resume or not folder.begun:
+            raise UsageError("no recipe is named", f"give --recipe {tasks[0]}/NAME")
+        known = Wanted.recorded(folder.record())
+        if known.recipe.task not in tasks:
+            raise UsageError(
+                f"the run is of a {known.recipe.task} recipe", f"give --recipe {tasks[0]}/NAME"
+            )
+        return known
+    changes = dict(settings or {}) | ({} if steps is None else {"train.steps": steps})
+    return Wanted.of(recipe, changes, estimate.asked(noise, "auto"), seed, tasks)
+
+
+def _draw_curve(folder: RunFolder) -> None:
+    """The losses of a run as a picture."""
+    with atomic.file(folder.loss_curve, overwrite=True) as sink:
+        sink.write(draw_losses(journal.read(folder.metrics)))
 
 
 @dataclass(frozen=True, eq=False)

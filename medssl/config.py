@@ -47,7 +47,7 @@ class Train:
     """Decay of the mean gradient of Adam."""
     schedule: Literal["constant", "cosine", "poly", "onecycle", "drops"] = "constant"
     warmup: int = 0
-    """Steps over which the learning rate rises to its largest value, before the schedule."""
+    """Steps over which the learning rate rises to its largest value, half of all at most."""
     drops: int = 1
     """How often, evenly spaced, "drops" multiplies the learning rate with `drop`."""
     drop: float = 0.1

@@ -1,6 +1,6 @@
 """The contract between a paper's file and the engine that runs it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Generic, Literal, TypeVar
 
@@ -282,6 +282,15 @@ class Encoder(Method[Views]):
     def assignment(self) -> Tensor | None:
         """(images,) int64, the cluster of each image of the store; None before there are any."""
         return None
+
+    @property
+    def needs_calibration(self) -> bool:
+        """Whether the running moments of its norms come from images that were seen in part."""
+        return False
+
+    def calibrate(self, images: Iterable[Tensor]) -> None:
+        """Take the running moments of norms from whole images (B, C, *S), batch by batch."""
+        del images
 
     def refresh(self, bank: Tensor, index: Tensor, generator: torch.Generator) -> None:
         """Take in what the present weights make of images.

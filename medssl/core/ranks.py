@@ -65,6 +65,12 @@ def total(x: Tensor) -> Tensor:
     return summed
 
 
+def wait() -> None:
+    """Until all ranks are here."""
+    if world() > 1:
+        dist.barrier()
+
+
 class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:

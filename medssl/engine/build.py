@@ -9,7 +9,7 @@ import torch
 from medssl import config
 from medssl.config import Recipe
 from medssl.engine.ensemble import Ensemble
-from medssl.method import Facts, Method, Reconstructor, Restorer
+from medssl.method import Encoder, Facts, Method, Reconstructor, Restorer
 
 
 def build(recipe: Recipe, facts: Facts | None = None) -> tuple[Method[Any], dict[str, Any]]:
@@ -55,4 +55,11 @@ def reconstructor(recipe: Recipe) -> tuple[Reconstructor, dict[str, Any]]:
     """The same for a recipe that makes images of k-space."""
     made, settled = build(recipe)
     assert isinstance(made, Reconstructor)
+    return made, settled
+
+
+def encoder(recipe: Recipe) -> tuple[Encoder, dict[str, Any]]:
+    """The same for a recipe that pretrains an encoder."""
+    made, settled = build(recipe)
+    assert isinstance(made, Encoder)
     return made, settled

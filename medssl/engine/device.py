@@ -26,6 +26,11 @@ class Machine:
         """Bytes that tiles may still take on the device."""
         if self.device.type == "cuda":
             return int(torch.cuda.mem_get_info(self.device)[0])
+        return self.free_on_host
+
+    @property
+    def free_on_host(self) -> int:
+        """Bytes that the run may still take of the memory of the computer."""
         available = int(0.8 * psutil.virtual_memory().available)
         if self.memory is None:
             return available

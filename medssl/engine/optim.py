@@ -136,12 +136,12 @@ def optimiser(train: Train, method: nn.Module) -> Optimizer:
 
 def schedule(train: Train, of: Optimizer) -> LRScheduler:
     """The learning rate of a recipe, step by step."""
-    steps = max(1, train.steps - train.warmup)
-    after = _after_warmup(train, of, steps)
-    if train.warmup == 0:
+    warmup = min(train.warmup, train.steps // 2)
+    after = _after_warmup(train, of, max(1, train.steps - warmup))
+    if warmup == 0:
         return after
-    rise = LambdaLR(of, lambda step: (step + 1) / (train.warmup + 1))
-    return SequentialLR(of, [rise, after], [train.warmup])
+    rise = LambdaLR(of, lambda step: (step + 1) / (warmup + 1))
+    return SequentialLR(of, [rise, after], [warmup])
 
 
 def set_decay(train: Train, of: Optimizer, progress: float) -> None:

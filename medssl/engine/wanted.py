@@ -1,6 +1,6 @@
 """What is to be trained, in words that are checked before anything is read."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,11 +9,15 @@ from medssl.config import Raw, Recipe, Train
 from medssl.core.errors import UsageError, WeightsError
 from medssl.core.run import plain
 from medssl.engine import estimate
-from medssl.engine.build import reconstructor, restorer
+from medssl.engine.build import encoder, reconstructor, restorer
 from medssl.io.run_folder import RECORD
 
-TRAINED = ("denoise", "recon")
-"""Tasks whose recipes can be trained."""
+BUILDERS: Mapping[str, Callable[[Recipe], object]] = {
+    "denoise": restorer,
+    "recon": reconstructor,
+    "pretrain": encoder,
+}
+"""By the task of what can be trained; each refuses a method that its `Config` does not know."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,15 +31,21 @@ class Wanted:
 
     @classmethod
     def of(
-        cls, recipe: str, settings: Mapping[str, Any], noise: estimate.Asked, seed: int
+        cls,
+        recipe: str,
+        settings: Mapping[str, Any],
+        noise: estimate.Asked,
+        seed: int,
+        tasks: tuple[str, ...] = ("denoise", "recon"),
     ) -> "Wanted":
         """Check the words before anything is read.
 
         Args:
-            recipe: `denoise/NAME`, `recon/NAME`, `NAME` of the former, or the path of a YAML file.
+            recipe: `TASK/NAME`, `NAME` of the first task, or the path of a YAML file.
             settings: Dotted keys of the recipe with other values.
             noise: What was said about the noise of all scans.
             seed: Of every random number.
+            tasks: Whose recipes may be trained.
 
         Raises:
             UsageError: No such recipe or key, another task, or nothing to learn.
@@ -44,14 +54,14 @@ class Wanted:
         if recipe.endswith((".yaml", ".yml")):
             task, name = config.task_of(recipe), recipe
         elif not name or task not in config.TASKS:
-            task, name = "denoise", recipe
-        if task not in TRAINED:
-            raise UsageError(f"{task} recipes cannot be trained", "use denoise/NAME or recon/NAME")
+            task, name = tasks[0], recipe
+        if task not in tasks:
+            raise UsageError(
+                f"{task} recipes cannot be trained here",
+                f"use {' or '.join(f'{one}/NAME' for one in tasks)}",
+            )
         found = config.load(task, name, settings)
-        if task == "denoise":
-            restorer(found)
-        else:
-            reconstructor(found)
+        BUILDERS[task](found)
         if found.task == "recon" and noise.law != "auto":
             raise UsageError(
                 f"--noise {noise.law} is for images", "leave it out, raw data have normal noise"
@@ -117,14 +127,39 @@ def _checked(recipe: Recipe) -> Train:
     train = recipe.train
     if train is None:
         raise UsageError(f"{recipe.name} learns nothing", "`medssl methods` lists what learns")
-    for name, least in (("steps", 1), ("batch", 1), ("save_every", 1)):
+    for name, least in (("steps", 1), ("batch", 1), ("save_every", 1), ("accumulate", 1)):
         if getattr(train, name) < least:
             raise UsageError(f"train.{name} is {getattr(train, name)}", f"give {least} or more")
     if not 0 <= train.held_out < 1:
         raise UsageError(f"train.held_out is {train.held_out:g}", "give 0 to less than 1")
+    if train.warmup < 0:
+        raise UsageError(f"train.warmup is {train.warmup}", "give 0 or more")
     if recipe.raw is not None:
         _check_raw(recipe.raw)
+    if recipe.task == "pretrain":
+        _check_crops(recipe)
     return train
+
+
+def _check_crops(recipe: Recipe) -> None:
+    """Refuse crops that cannot be.
+
+    Raises:
+        UsageError: With the key and its value.
+    """
+    crops = recipe.crops
+    if crops is None:
+        raise UsageError(f"{recipe.name} has no key 'crops'", "see recipes/pretrain")
+    lawful = {
+        "scale": 0 < crops.scale[0] <= crops.scale[1],
+        "small_scale": 0 < crops.small_scale[0] <= crops.small_scale[1],
+        "flip": 0 <= crops.flip <= 1,
+        "foreground": 0 <= crops.foreground <= 1,
+        "window": crops.window[0] < crops.window[1],
+    }
+    for name, right in lawful.items():
+        if not right:
+            raise UsageError(f"crops.{name} is {getattr(crops, name)}", "see its recipe")
 
 
 def _check_raw(raw: Raw) -> None:
