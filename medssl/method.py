@@ -1,6 +1,6 @@
 """The contract between a paper's file and the engine that runs it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Generic, Literal, TypeVar
 
@@ -272,6 +272,18 @@ class Encoder(Method[Views]):
     def embed(self, image: Tensor) -> Tensor:
         """(B, D) one vector for each image."""
         return self.features(image)[-1].flatten(2).mean(-1)
+
+    @property
+    def needs_calibration(self) -> bool:
+        """Whether its norms know masked images only, so that `features` would mislead."""
+        return False
+
+    def calibrate(self, images: Iterable[Tensor]) -> None:
+        """Learn from whole images (B, C, *S) what `features` needs beside the weights.
+
+        It is called at the end of a training, on every rank, with 20 batches or more.
+        """
+        del images
 
     @property
     def refresh_every(self) -> int | None:
