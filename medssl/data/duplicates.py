@@ -43,7 +43,7 @@ BANDS, WIDE = 8, 31
 CROWD = 50
 """Volumes with one value of which not all pairs are looked at."""
 COARSE = 128
-"""Pixels along a side from which every second one is enough to find the body."""
+"""Pixels along a side that are enough to find the body."""
 ROUNDING = 1e-4
 """Of the largest pixel: waves below it are none."""
 SMALLEST_SLICE = 0.01
@@ -231,7 +231,7 @@ def common_slices(a: NDArray[np.bool_], b: NDArray[np.bool_]) -> float:
 
 
 def _link(a: str, b: str, test: Test, share: float) -> Link:
-    return Link(*sorted((a, b)), test, share)
+    return Link(min(a, b), max(a, b), test, share)
 
 
 def _whole(image: NDArray[Any]) -> NDArray[Any]:
@@ -300,7 +300,7 @@ def _candidates(prints: Sequence[Print]) -> set[tuple[int, int]]:
 
 
 def _sharing(values: NDArray[np.int64], owners: NDArray[np.int64]) -> set[tuple[int, int]]:
-    """Pairs of owners, the lower first, of one value; of values that many have, a connected part."""
+    """Pairs of owners of one value, the lower first; a connected part where many have it."""
     order = np.lexsort((owners, values))
     values, owners = values[order], owners[order]
     new = np.ones(len(values), np.bool_)

@@ -87,10 +87,12 @@ class Row:
     frame: str = ""
     group: str = ""
     split: str = "train"
-    copy_of: str = ""
-    """Key of the volume that this one is a copy of; copies have no file."""
+    left_out: str = ""
+    """Why it has no file: `by hand`, or the key of the volume that it is a copy of."""
     sketch: bytes = b""
     """Hashes of runs of voxels, int64 (see `data.duplicates`)."""
+    every: int = 1
+    """What all of them are divisible by."""
     slices: bytes = b""
     """Hashes of slices, 32 bytes each."""
 
@@ -114,8 +116,9 @@ TYPES = {
     "frame": "str",
     "group": "str",
     "split": "str",
-    "copy_of": "str",
+    "left_out": "str",
     "sketch": "bytes",
+    "every": "int64",
     "slices": "bytes",
 }
 HEAVY = ("sketch", "slices")
@@ -142,10 +145,10 @@ class Store:
         path = Path(path)
         with naming(path):
             _check_manifest(path)
-            rows = [r for r in read_rows(path, heavy=False) if not r.copy_of]
+            rows = [r for r in read_rows(path, heavy=False) if not r.left_out]
             if not rows:
                 raise InputError(
-                    "the store holds no volume", "skipped.csv in it says why; see to the data"
+                    "the store holds no volume", "its skipped.csv says what was left out and why"
                 )
             return cls(path, tuple(_volume(k, r) for k, r in enumerate(rows)), digest(rows))
 
@@ -279,7 +282,7 @@ def write_rows(store: Path, rows: Sequence[Row]) -> None:
 
 
 def read_rows(store: Path, *, heavy: bool = True) -> list[Row]:
-    """The table, copies included, in the order of keys.
+    """The table, what was left out included, in the order of keys.
 
     Args:
         store: The folder.

@@ -115,7 +115,7 @@ def read_found(found: Found, limits: Limits) -> Image:
     """
     if found.series is None:
         return read(found.path, None, limits)
-    return read_sources(found.series, found.path.name, limits)
+    return read_sources(found.series.sources, found.path.name, limits)
 
 
 def _folders(root: Path, limits: Limits) -> Iterator[tuple[Path, list[Path]]]:

@@ -280,23 +280,26 @@ def read_series(
     return _read(chosen, scan, limits, path.resolve().name, allow_gaps, as_slices)
 
 
-def read_sources(of: Series, name: str, limits: Limits) -> Image:
-    """The image of one series that was listed; nothing else of its folder is opened.
+def read_sources(
+    found: Sequence[Source], name: str, limits: Limits, *, allow_gaps: bool = False
+) -> Image:
+    """The image of instances that form one series; nothing else of their folders is opened.
 
     Args:
-        of: The series.
+        found: Where the instances are.
         name: For messages and sidecars.
-        limits: Bounds of what its files may ask for.
+        limits: Bounds of what they may ask for.
+        allow_gaps: Take a series with missing slices as independent slices.
 
     Raises:
-        InputError: It is not what it was.
+        InputError: They are no series, or not what they were.
         MemoryLimitError: The voxels do not fit.
     """
-    scan = _scan(of.sources, limits)
+    scan = _scan(found, limits)
     if not scan.groups:
         raise InputError("holds no image any more", "look at the folder again")
     select(_table(scan), None)
-    return _read(scan.groups[0], scan, limits, name, False, False)
+    return _read(scan.groups[0], scan, limits, name, allow_gaps, False)
 
 
 def read_datasets(datasets: Sequence[Dataset], limits: Limits | None = None) -> Image:

@@ -67,7 +67,7 @@ def test_a_damaged_file_is_one_refusal_and_the_other_series_are_used(tmp_path):
     assert damaged.refusal.code == 3
     assert [scan.refusal for scan in (shorter, whole)] == [None, None]
     assert [scan.series.count for scan in (shorter, whole)] == [2, 3]
-    image = read_sources(whole.series, "scan", Limits())
+    image = read_sources(whole.series.sources, "scan", Limits())
     assert image.shape == (8, 8, 3)
     assert image.data.mean() == 1
     broken.with_name("0IM0002.dcm").unlink()
