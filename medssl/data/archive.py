@@ -90,9 +90,9 @@ def split(
     salt: bytes,
     shares: tuple[float, float, float] = (0.9, 0.05, 0.05),
 ) -> tuple[dict[str, Split], list[str]]:
-    """Training, validation or test, by a hash of the patient.
+    r"""Training, validation or test, by a hash of the patient.
 
-    With :math:`u = \\mathrm{HMAC}(salt, patient) / 2^{64}` (its first 8 bytes) a patient is in
+    With :math:`u = \mathrm{HMAC}(salt, patient) / 2^{64}` (its first 8 bytes) a patient is in
     training when :math:`u < shares_0`, in validation when :math:`u < shares_0 + shares_1`, and
     in the test otherwise: whatever else the archive holds, and in whatever order it came. A group
     whose patients fall apart goes to training as a whole, so that evaluation may shrink but never
