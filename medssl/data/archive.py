@@ -19,6 +19,7 @@ import hashlib
 import hmac
 import os
 import re
+import signal
 import stat
 import time
 from collections import deque
@@ -28,11 +29,19 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from itertools import groupby, islice
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
+from threading import Thread
 from typing import Any, Literal
 
-from medssl.core.errors import InputError, MedsslError, MemoryLimitError, UsageError, printable
+from medssl.core.errors import (
+    InputError,
+    InterruptedRunError,
+    MedsslError,
+    MemoryLimitError,
+    UsageError,
+    printable,
+)
 from medssl.data.parts import File, Parts
 from medssl.data.rows import Keys, dicom_row, flag_words, head_row, refused_row
 from medssl.io import atomic, heads, tags
@@ -157,7 +166,10 @@ def index(
         if progress is not None:
             progress("list", 0, 1)
         files, lost, total = parts.compare(_pieces(_walk(os.fsencode(root), out), PART))
-        _add(parts, files, lost, pattern, workers, progress)
+        try:
+            _add(parts, files, lost, pattern, workers, progress)
+        except KeyboardInterrupt as error:
+            raise InterruptedRunError("interrupted", "run it again, it goes on") from error
         facts = _facts(parts)
         warnings = _warnings(parts, facts, pattern)
         parts.complete = True
@@ -489,7 +501,7 @@ def _looked(
     if n == 1:
         yield from ((chunk, look(chunk)) for chunk in chunks)
         return
-    with ProcessPoolExecutor(n, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(n, get_context("spawn"), _begin) as pool:
         waiting: deque[tuple[list[File], Future[list[tuple[Any, ...]]]]] = deque()
         try:
             for chunk in chunks:
@@ -506,6 +518,20 @@ def _looked(
             ) from error
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _begin() -> None:
+    """A process for reading headers ends with the one that started it, and not before."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """Leave when the parent is gone, even if nobody could tell."""
+    parent = parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _cores() -> int:

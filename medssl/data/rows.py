@@ -177,7 +177,16 @@ def dicom_row(
     by, name = _patient_of_dicom(h, path, pattern)
     frames = max(h.frames or 1, 1)
     spacing = [f"{step:.5g}" for step in h.spacing]
-    series = (name, h.study, h.series or path.rpartition("/")[0], h.sop_class, h.frame, h.rows, h.columns, *spacing)
+    series = (
+        name,
+        h.study,
+        h.series or path.rpartition("/")[0],
+        h.sop_class,
+        h.frame,
+        h.rows,
+        h.columns,
+        *spacing,
+    )
     return (
         "dicom",
         "" if h.series or h.rows else "no-image",
