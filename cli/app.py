@@ -4,27 +4,12 @@ from importlib.metadata import version
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
 
-from . import demo, denoise, doctor, info, methods, pretrain, recon, train
-
-
-class _Verbs(TyperGroup):
-    """A group that says what a misspelt verb may have meant."""
-
-    def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
-        from medssl.config import nearest
-        from medssl.core.errors import UsageError, printable
-
-        if args and self.get_command(ctx, args[0]) is None and not args[0].startswith("-"):
-            known = self.list_commands(ctx)
-            hint = nearest(args[0], known) or f"verbs: {', '.join(known)}"
-            raise UsageError(f"there is no verb {printable(args[0])!r}", hint.strip())
-        return super().resolve_command(ctx, args)
-
+from . import archive, demo, denoise, doctor, info, methods, pretrain, recon, train
+from ._verbs import Verbs
 
 app = typer.Typer(
-    cls=_Verbs,
+    cls=Verbs,
     help="Denoise medical images without clean or labelled data. Research use only.",
     no_args_is_help=True,
     rich_markup_mode=None,
@@ -33,6 +18,7 @@ app = typer.Typer(
 )
 for verb in (denoise, recon, train, pretrain, info, methods, doctor, demo):
     app.command(verb.__name__.rpartition(".")[2])(getattr(verb, verb.__name__.rpartition(".")[2]))
+app.add_typer(archive.app, name="archive")
 
 
 def _print_version(value: bool) -> None:

@@ -21,6 +21,7 @@ from medssl.core.geometry import Geometry
 from medssl.core.image import Image, Stored
 from medssl.core.kspace import KSpace
 from medssl.core.run import Run, plain
+from medssl.data import archive
 from medssl.engine import ct_report, estimate
 from medssl.engine import recon as raw_scan
 from medssl.engine.choose import Choice, Quality
@@ -698,6 +699,53 @@ def info(
         if kind_of(path) == "dicom" and series is None:
             return {"series": [_series_facts(s) for s in list_series(path)]}
         return {"image": _image_facts(read(path, series))}
+
+
+def archive_index(
+    folder: str | Path,
+    out: str | Path,
+    *,
+    patient_regex: str | None = None,
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> archive.Indexed:
+    """List what an archive of scans holds, from headers alone and without names.
+
+    Files are looked at once: a later run looks at those that are new or changed, and one that was
+    killed goes on.
+
+    Args:
+        folder: DICOM, NIfTI and pictures, at any depth.
+        out: Folder of the index. Whom it is about lies in its `private/` alone.
+        patient_regex: Finds the patient in a path below the folder: its first group, or all of it.
+        threads: Processes that read headers; None takes all cores when there are many files.
+        progress: Told the stage, files done, and files in all.
+
+    Returns:
+        Counts, and what is doubtful.
+
+    Raises:
+        UsageError: Wrong words of the call, or a package of `medssl[archive]` is missing.
+        InputError: No folder, or one patient holds so many studies that it must be a filler.
+        OutputError: The index cannot be written.
+    """
+    if threads is not None and threads < 1:
+        raise UsageError(f"--threads is {threads}", "give 1 or more")
+    return archive.index(
+        Path(folder), Path(out), patient_regex=patient_regex, workers=threads, progress=progress
+    )
+
+
+def archive_show(index: str | Path) -> dict[str, Any]:
+    """Counts of an index: modalities, series, splits, files of no use.
+
+    Args:
+        index: Folder that `archive_index` wrote.
+
+    Raises:
+        InputError: It is none, damaged, or was not finished.
+    """
+    return archive.show(Path(index))
 
 
 def _enter(

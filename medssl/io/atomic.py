@@ -41,8 +41,13 @@ def check_target(target: Path, *, overwrite: bool, source: Path | None = None) -
 
 
 @contextlib.contextmanager
-def file(target: Path, *, overwrite: bool = False) -> Iterator[BinaryIO]:
+def file(target: Path, *, overwrite: bool = False, private: bool = False) -> Iterator[BinaryIO]:
     """A binary file that appears under its name complete, or not at all.
+
+    Args:
+        target: The file.
+        overwrite: Replace one that is there.
+        private: Nobody but its owner may read it.
 
     Raises:
         OutputError: The place is taken, not writable, or full.
@@ -56,7 +61,8 @@ def file(target: Path, *, overwrite: bool = False) -> Iterator[BinaryIO]:
                 yield handle
                 handle.flush()
                 os.fsync(handle.fileno())
-            partial.chmod(0o666 & ~_umask())
+            if not private:
+                partial.chmod(0o666 & ~_umask())
             partial.replace(target)
             _sync_folder(target.parent)
         finally:
@@ -109,10 +115,15 @@ def remove(target: Path) -> None:
         target.unlink(missing_ok=True)
 
 
-def make_folder(target: Path) -> None:
-    """A folder that fills while a run goes on; one that exists stays as it is."""
+def make_folder(target: Path, *, private: bool = False) -> None:
+    """A folder that fills while a run goes on; one that exists stays as it is.
+
+    Args:
+        target: The folder.
+        private: Nobody but its owner may enter it.
+    """
     with _refusals(target):
-        target.mkdir(exist_ok=True)
+        target.mkdir(exist_ok=True, mode=0o700 if private else 0o777)
         _sync_folder(target.parent)
 
 

@@ -1,5 +1,6 @@
 """The header of an NPY file; what follows it is never a pickle."""
 
+from tokenize import TokenError
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -8,6 +9,8 @@ from numpy.lib import format as npy_format
 from medssl.core.errors import InputError
 
 MAGIC = b"\x93NUMPY"
+_DAMAGE = (ValueError, SyntaxError, TypeError, MemoryError, RecursionError, TokenError)
+"""What numpy raises on headers that are none."""
 
 
 def read_header(handle: BinaryIO, remedy: str) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
@@ -28,6 +31,6 @@ def read_header(handle: BinaryIO, remedy: str) -> tuple[tuple[int, ...], bool, n
             else npy_format.read_array_header_2_0
         )
         shape, fortran, dtype = reader(handle)
-    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError) as error:
+    except _DAMAGE as error:
         raise InputError("its NPY header is damaged", remedy) from error
     return shape, fortran, dtype

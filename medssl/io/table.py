@@ -27,6 +27,7 @@ def write_parquet(
     types: Mapping[str, str],
     *,
     running: Sequence[str] = (),
+    private: bool = False,
 ) -> None:
     """Write a table, in place of one that may be there.
 
@@ -39,6 +40,7 @@ def write_parquet(
             list of them such as `[float32]`.
         running: Columns of integers or text in which neighbours are alike but hardly ever equal
             (counters, sorted paths): their differences are stored.
+        private: Nobody but its owner may read the file.
 
     Raises:
         UsageError: The extra is not installed.
@@ -54,7 +56,7 @@ def write_parquet(
         name: "DELTA_BYTE_ARRAY" if types[name] in ("str", "bytes") else "DELTA_BINARY_PACKED"
         for name in running
     }
-    with atomic.file(target, overwrite=True) as sink:
+    with atomic.file(target, overwrite=True, private=private) as sink:
         pq.write_table(
             table,
             sink,
