@@ -274,18 +274,6 @@ class Encoder(Method[Views]):
         return self.features(image)[-1].flatten(2).mean(-1)
 
     @property
-    def needs_calibration(self) -> bool:
-        """Whether its norms know masked images only, so that `features` would mislead."""
-        return False
-
-    def calibrate(self, images: Iterable[Tensor]) -> None:
-        """Learn from whole images (B, C, *S) what `features` needs beside the weights.
-
-        It is called at the end of a training, on every rank, with 20 batches or more.
-        """
-        del images
-
-    @property
     def refresh_every(self) -> int | None:
         """Steps between calls of `refresh`; None where it needs none."""
         return None
