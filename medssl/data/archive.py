@@ -43,8 +43,8 @@ from medssl.core.errors import (
     printable,
 )
 from medssl.data.parts import File, Parts
-from medssl.data.rows import Keys, dicom_row, flag_words, head_row, refused_row
-from medssl.io import atomic, heads, tags
+from medssl.data.rows import PUBLIC, Keys, dicom_row, flag_words, head_row, refused_row
+from medssl.io import atomic, heads, table, tags
 
 Split = Literal["train", "val", "test"]
 Member = tuple[str, str, str]
@@ -103,6 +103,10 @@ class Indexed:
 
 PART = 50_000
 """Files of one part: what a killed run loses at most."""
+AGAIN = ("unreadable", "too-large")
+"""Codes of files that are looked at in every run: rights and memory change without a trace."""
+NEVER = -1
+"""Time of a file that no file has."""
 LONGEST_PART = 30.0
 """Seconds after which a part is written, however short."""
 CHUNK = 250
@@ -149,6 +153,7 @@ def index(
             so many studies that it must be a filler.
         OutputError: The index cannot be written, or another run writes it.
     """
+    table.require()
     pattern = _compiled(patient_regex)
     root = root.resolve()
     if not root.is_dir():
@@ -479,7 +484,9 @@ def _add(
     last = time.monotonic()
     for chunk, found in _looked(parts, files, pattern, workers):
         rows += found
-        listed += [file[:3] for file in chunk]
+        for file, row in zip(chunk, found, strict=True):
+            again = row[_CODE] in AGAIN and file.size > 0
+            listed.append((file.path, file.size, NEVER if again else file.mtime_ns))
         gone = gone + [file.old for file in chunk if file.old is not None]
         done += len(chunk)
         if len(rows) >= PART or time.monotonic() - last > LONGEST_PART:
@@ -669,4 +676,5 @@ def _warnings(
     return tuple(warnings)
 
 
+_CODE = [name for name in PUBLIC if name != "id"].index("code")
 _STANDS = {"study": "study", "frame": "frame of reference", "file": "file"}

@@ -21,6 +21,16 @@ _LIST = re.compile(r"\[(.+)\]")
 _BYTES = re.compile(r"bytes(\d+)")
 
 
+def require() -> None:
+    """Refuse at once what could not be done later.
+
+    Raises:
+        UsageError: A package of the extra is not installed.
+    """
+    for name in ("pyarrow.parquet", "duckdb"):
+        _package(name)
+
+
 def write_parquet(
     target: Path,
     columns: Mapping[str, Sequence[Any]],

@@ -283,6 +283,24 @@ def test_a_failing_reader_costs_one_file(tmp_path, ct, monkeypatch):
     assert run(tmp_path).refused == {"damaged": 1}
 
 
+def test_a_file_that_could_not_be_read_is_tried_again(tmp_path, ct, monkeypatch):
+    ct("1.dcm")
+    ct("2.dcm", number=2)
+    with monkeypatch.context() as patch:
+        scan = archive.tags.scan
+
+        def refuse(path):
+            if path.endswith(b"1.dcm"):
+                raise PermissionError
+            return scan(path)
+
+        patch.setattr(archive.tags, "scan", refuse)
+        assert run(tmp_path).refused == {"unreadable": 1}
+    found = run(tmp_path)
+    assert (found.changed, found.refused) == (1, {})
+    assert run(tmp_path).changed == 0
+
+
 def test_nifti_and_pictures_find_their_patients(tmp_path, nifti):
     root = tmp_path / "archive"
     volume = np.zeros((4, 5, 6), np.int16)

@@ -1,0 +1,313 @@
+"""Archives of scans: header scan, index, rescan, each beside a peer in one process and one thread.
+
+`scan`: 2000 files, a third each of `CT_small.dcm`, `MR_small.dcm` (data/dicom/pydicom) and the first
+with a matrix of 512 x 512, warm cache; the same tags of all readers. A second row has every DICOM
+file of the data folder. `index`: a million generated headers become rows and parts on disk, then
+series; SQLite holds the same columns. `rescan`: an archive of 100 000 files (links to one) that has
+not changed is indexed again; DuckDB uses all cores, so processor time is given beside elapsed time.
+"""
+
+import os
+import shutil
+import sqlite3
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pydicom
+from _table import arguments, show
+
+from medssl.data import archive
+from medssl.data.parts import Parts
+from medssl.data.rows import PUBLIC, Keys, dicom_row
+from medssl.io import tags
+
+Row = dict[str, Any]
+FILES = 2000
+INSTANCES = 1_000_000
+LINKS = 100_000
+
+
+def rate(read: Callable[[str], object], files: list[str]) -> float:
+    """Files per processor second, the best of three passes over a warm cache."""
+    for file in files[:10]:
+        read(file)
+    best = float("inf")
+    for _ in range(3):
+        start = time.process_time()
+        for file in files:
+            read(file)
+        best = min(best, time.process_time() - start)
+    return len(files) / best
+
+
+def readers() -> dict[str, Callable[[str], object]]:
+    """Readers of the wanted tags; peers that are not installed are left out."""
+    found: dict[str, Callable[[str], object]] = {
+        "medssl scanner + pydicom": tags.read_header,
+        "pydicom, no pixels": lambda file: pydicom.dcmread(file, stop_before_pixels=True),
+        "pydicom, wanted tags": lambda file: pydicom.dcmread(
+            file, stop_before_pixels=True, specific_tags=list(tags.TAGS.values())
+        ),
+    }
+    try:
+        import SimpleITK as sitk  # noqa: N813 (its own name)
+    except ImportError:
+        pass
+    else:
+
+        def by_itk(file: str) -> object:
+            reader = sitk.ImageFileReader()
+            reader.SetFileName(file)
+            reader.LoadPrivateTagsOn()
+            reader.ReadImageInformation()
+            return [reader.GetMetaData(key) for key in reader.GetMetaDataKeys()]
+
+        found["SimpleITK"] = by_itk
+    try:
+        import dicomsdl
+    except ImportError:
+        pass
+    else:
+        words = [pydicom.datadict.keyword_for_tag(tag) for tag in tags.TAGS.values()]
+
+        def by_sdl(file: str) -> object:
+            dataset = dicomsdl.open(file)
+            return [dataset[word] for word in words]
+
+        found["dicomsdl"] = by_sdl
+    return found
+
+
+def scan(data: Path) -> list[Row]:
+    """Header scan, files per processor second."""
+    small = [data / "dicom" / "pydicom" / name for name in ("CT_small.dcm", "MR_small.dcm")]
+    with tempfile.TemporaryDirectory() as place:
+        large = Path(place) / "large.dcm"
+        dataset = pydicom.dcmread(small[0])
+        dataset.Rows = dataset.Columns = 512
+        dataset.PixelData = np.zeros((512, 512), np.int16).tobytes()
+        dataset.save_as(large)
+        three = [str(file) for file in (*small, large)]
+        synthetic = [three[i % 3] for i in range(FILES)]
+        every = []
+        for file in sorted(p for p in data.rglob("*") if p.is_file()):
+            with file.open("rb") as handle:
+                if handle.read(132)[128:] == b"DICM":
+                    every.append(str(file))
+        taken = [file for file in every if tags.scan(file) is not None]
+        rows: list[Row] = []
+        for name, read in readers().items():
+            # peers are slow: a tenth of the files is enough for them
+            step = 1 if name.startswith("medssl") else 10
+            row: Row = {"case": "scan", "reader": name}
+            row["three kinds, files/s"] = round(rate(read, synthetic[::step]))
+            for what, files in (("all", every), ("without fallback", taken)):
+                column = f"{len(files)} of data/, {what}"
+                try:
+                    row[column] = round(rate(read, files))
+                except Exception as error:  # noqa: BLE001 (a peer that cannot read one of them)
+                    row[column] = f"fails ({type(error).__name__})"
+            rows.append(row)
+    ours = rows[0]
+    for row in rows[1:]:
+        pairs = [(k, ours[k] / v) for k, v in row.items() if isinstance(v, int)]
+        row["medssl is"] = ", ".join(f"{ratio:.1f}x" for _, ratio in pairs)
+    return rows
+
+
+def headers(n: int) -> Iterator[tuple[str, int, int, tags.Header]]:
+    """Generated headers in the order of their paths: path, size, time, header."""
+    chance = np.random.default_rng(0)
+    empty = dict.fromkeys(tags.Header._fields, "") | {"temporal": None, "b_value": None}
+    for patient in range(n):
+        for study in range(2):
+            root = "1.3.12.2.1107.5.1.4." + "".join(map(str, chance.integers(0, 10, 24)))
+            for series in range(4):
+                z, step = float(chance.uniform(-400, 400)), float(chance.choice([1, 1.5, 3, 5]))
+                ct = series % 2 == 0
+                common = empty | {
+                    "syntax": "1.2.840.10008.1.2.4.70",
+                    "image_type": ("ORIGINAL", "PRIMARY", "AXIAL"),
+                    "sop_class": f"1.2.840.10008.5.1.4.1.1.{2 if ct else 4}",
+                    "modality": "CT" if ct else "MR",
+                    "maker": "SIEMENS",
+                    "description": "Thorax 3.0 B30f" if ct else "t2_tse_tra",
+                    "patient_id": f"{patient:08}",
+                    "body_part": "CHEST",
+                    "thickness": step,
+                    "kvp": 120.0 if ct else None,
+                    "echo_time": None if ct else 98.0,
+                    "kernel": "B30f" if ct else "",
+                    "study": root,
+                    "series": f"{root}.{series}",
+                    "orientation": (1.0, 0.0, 0.0, 0.0, 1.0, 0.0),
+                    "frame": f"{root}.9",
+                    "samples": 1,
+                    "photometric": "MONOCHROME2",
+                    "frames": None,
+                    "rows": 512,
+                    "columns": 512,
+                    "spacing": (float(chance.uniform(0.5, 1)),) * 2,
+                    "bits": 12,
+                    "intercept": -1024.0 if ct else None,
+                    "slope": 1.0 if ct else None,
+                    "by": "scanner",
+                }
+                sizes = chance.integers(150_000, 300_000, 120)
+                times = 1_700_000_000_000_000_000 + chance.integers(0, 10**15, 120)
+                tails = chance.integers(10**8, 10**9, 120)
+                for i in range(120):
+                    header = common | {
+                        "instance": f"{root}.{series}.{tails[i]}.{i}",
+                        "number": i + 1,
+                        "position": (-200.0, -180.5, z + i * step),
+                    }
+                    path = f"{patient:06}/study{study}/series{series}/IM{i:06}.dcm"
+                    yield path, int(sizes[i]), int(times[i]), tags.Header(**header)
+
+
+def index(data: Path) -> list[Row]:
+    """The index of a million headers against SQLite: bytes, processor seconds."""
+    del data
+    with tempfile.TemporaryDirectory() as place:
+        root = Path(place) / "archive"
+        out = Path(place) / "index"
+        out.mkdir()
+        parts = Parts.make(out, root)
+        keys = Keys(parts.salt)
+        source = islice(headers(INSTANCES), INSTANCES)
+        database = sqlite3.connect(Path(place) / "index.sqlite")
+        columns = [name for name in PUBLIC if name != "id"]
+        marks = ",".join("?" * (len(columns) + 3))
+        names = ",".join(f"[{c}]" for c in (*columns, "path", "size", "mtime_ns"))
+        database.execute(f"CREATE TABLE alive ({names})")
+        build = lite = 0.0
+        while block := list(islice(source, archive.PART)):
+            start = time.process_time()
+            rows = [dicom_row(header, path, keys) for path, _, _, header in block]
+            files = [(path.encode(), size, when) for path, size, when, _ in block]
+            parts.append(rows, files, [])
+            build += time.process_time() - start
+            start = time.process_time()
+            flat = [
+                [str(v) if isinstance(v, tuple) else v for v in (*row, *file)]
+                for row, file in zip(rows, files, strict=True)
+            ]
+            database.executemany(f"INSERT INTO alive VALUES ({marks})", flat)
+            lite += time.process_time() - start
+        parts.complete = True
+        parts.save()
+        start = time.process_time()
+        database.commit()
+        lite += time.process_time() - start
+        group = (
+            "SELECT series, count(*), min(modality), max(rows), max(columns), sum(size), min(patient) "
+            "FROM alive GROUP BY series"
+        )
+        start, wall = time.process_time(), time.perf_counter()
+        n = len(parts.ask(group)["series"])
+        ours, our_wall = time.process_time() - start, time.perf_counter() - wall
+        start, wall = time.process_time(), time.perf_counter()
+        assert n == len(database.execute(group).fetchall())
+        theirs, their_wall = time.process_time() - start, time.perf_counter() - wall
+        database.close()
+        start = time.process_time()
+        found = archive.series(out)
+        assembled = time.process_time() - start
+        assert sum(row.n_instances for row in found) == INSTANCES
+        size = sum(p.stat().st_size for p in out.rglob("*") if p.is_file())
+        public = sum(p.stat().st_size for p in (out / "rows").iterdir())
+        return [
+            {
+                "case": "index",
+                "store": "medssl",
+                "instances": INSTANCES,
+                "MB": f"{size / 1e6:.1f} ({public / 1e6:.1f} without paths)",
+                "build, CPU s": round(build, 1),
+                "group by series, CPU s": round(ours, 2),
+                "elapsed s": round(our_wall, 2),
+                "series with paths, CPU s": round(assembled, 1),
+            },
+            {
+                "case": "index",
+                "store": "SQLite",
+                "instances": INSTANCES,
+                "MB": f"{(Path(place) / 'index.sqlite').stat().st_size / 1e6:.1f}",
+                "build, CPU s": f"{lite:.1f} (rows given)",
+                "group by series, CPU s": round(theirs, 2),
+                "elapsed s": round(their_wall, 2),
+            },
+        ]
+
+
+def rescan(data: Path) -> list[Row]:
+    """An unchanged archive is looked at again: files per second."""
+    with tempfile.TemporaryDirectory() as place:
+        root = Path(place) / "archive"
+        for i in range(LINKS):
+            if i % 50_000 == 0:  # no file has many more names
+                first = Path(place) / f"{i}.dcm"
+                shutil.copyfile(data / "dicom" / "pydicom" / "CT_small.dcm", first)
+            if i % 500 == 0:
+                folder = root / f"{i // 5000:03}" / f"{i // 500 % 10}"
+                folder.mkdir(parents=True)
+            os.link(first, folder / f"IM{i:06}")
+        rows: list[Row] = []
+        for what in ("first index, one process", "again, unchanged"):
+            start, wall = time.process_time(), time.perf_counter()
+            found = archive.index(root, Path(place) / "index", workers=1)
+            cpu, elapsed = time.process_time() - start, time.perf_counter() - wall
+            assert found.files == LINKS
+            rows.append(
+                {
+                    "case": "rescan",
+                    "run": what,
+                    "files": LINKS,
+                    "files/CPU s": round(LINKS / cpu),
+                    "files/s": round(LINKS / elapsed),
+                }
+            )
+        start = time.process_time()
+        n = 0
+        waiting = [str(root)]
+        while waiting:
+            with os.scandir(waiting.pop()) as entries:
+                for entry in entries:
+                    if entry.is_dir():
+                        waiting.append(entry.path)
+                    else:
+                        n += entry.stat().st_size > 0
+        cpu = time.process_time() - start
+        rows.append(
+            {
+                "case": "rescan",
+                "run": "scandir and stat alone",
+                "files": n,
+                "files/CPU s": round(n / cpu),
+            }
+        )
+        return rows
+
+
+CASES: dict[str, Callable[[Path], list[Row]]] = {"scan": scan, "index": index, "rescan": rescan}
+
+
+def main() -> None:
+    parser = arguments(__doc__ or "")
+    parser.add_argument("--case", choices=list(CASES), action="append", help="only these tables")
+    options = parser.parse_args()
+    warnings.simplefilter("ignore")
+    pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
+    for case in options.case or CASES:
+        rows = CASES[case](options.data)
+        show(f"archive_{case}", CASES[case].__doc__ or "", rows, as_json=options.json)
+
+
+if __name__ == "__main__":
+    main()
