@@ -26,6 +26,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from itertools import groupby, islice
@@ -124,6 +125,8 @@ TOLERANCE = 1e-4
 """Up to which direction cosines are equal."""
 
 Progress = Callable[[str, int, int], None]
+Rows = list[tuple[Any, ...]]
+Look = Callable[[list[File]], Rows]
 Listed = tuple[bytes, int, int]
 """Path below the archive, size, or -1 of what is no readable file, and time in ns."""
 
@@ -156,8 +159,12 @@ def index(
     table.require()
     pattern = _compiled(patient_regex)
     root = root.resolve()
-    if not root.is_dir():
-        raise InputError("is no folder", "give the folder of the archive", file=root)
+    try:
+        os.scandir(root).close()
+    except OSError as error:
+        raise InputError(
+            f"cannot be listed ({error.strerror})", "give the folder of the archive", file=root
+        ) from error
     atomic.make_folder(out)
     with Parts(out).locked():
         parts = Parts.make(out, root)
@@ -479,7 +486,7 @@ def _add(
 ) -> None:
     """Look at files and write their rows, part by part."""
     done, gone = 0, lost
-    rows: list[tuple[Any, ...]] = []
+    rows: Rows = []
     listed: list[Listed] = []
     last = time.monotonic()
     for chunk, found in _looked(parts, files, pattern, workers):
@@ -500,7 +507,7 @@ def _add(
 
 def _looked(
     parts: Parts, files: list[File], pattern: re.Pattern[str] | None, workers: int | None
-) -> Iterator[tuple[list[File], list[tuple[Any, ...]]]]:
+) -> Iterator[tuple[list[File], Rows]]:
     """Rows of files, in their order, in this process or in several."""
     look = partial(_look, os.fsencode(parts.root), parts.salt, pattern)
     chunks = _pieces(files, CHUNK)
@@ -509,22 +516,34 @@ def _looked(
         yield from ((chunk, look(chunk)) for chunk in chunks)
         return
     with ProcessPoolExecutor(n, get_context("spawn"), _begin) as pool:
-        waiting: deque[tuple[list[File], Future[list[tuple[Any, ...]]]]] = deque()
         try:
-            for chunk in chunks:
-                waiting.append((chunk, pool.submit(look, chunk)))
-                if len(waiting) > 4 * n:
-                    first, rows = waiting.popleft()
-                    yield first, rows.result()
-            while waiting:
-                first, rows = waiting.popleft()
-                yield first, rows.result()
-        except BrokenProcessPool as error:
-            raise MemoryLimitError(
-                "a process that reads headers was killed", "run it again, it goes on"
-            ) from error
+            for chunk, future in _submitted(pool, look, chunks, 4 * n):
+                yield chunk, _rows_of(future, look, chunk)
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _submitted(
+    pool: ProcessPoolExecutor, look: Look, chunks: Iterable[list[File]], most: int
+) -> Iterator[tuple[list[File], Future[Rows] | None]]:
+    """Chunks in their order with who works on them, no more than so many at a time."""
+    waiting: deque[tuple[list[File], Future[Rows] | None]] = deque()
+    for chunk in chunks:
+        future = None
+        with suppress(BrokenProcessPool):
+            future = pool.submit(look, chunk)
+        waiting.append((chunk, future))
+        if len(waiting) > most:
+            yield waiting.popleft()
+    yield from waiting
+
+
+def _rows_of(future: Future[Rows] | None, look: Look, chunk: list[File]) -> Rows:
+    """Of a chunk, from the process that has it; from this one where that was killed."""
+    with suppress(BrokenProcessPool):
+        if future is not None:
+            return future.result()
+    return look(chunk)
 
 
 def _begin() -> None:
@@ -553,9 +572,7 @@ def _pieces(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
         yield piece
 
 
-def _look(
-    root: bytes, salt: bytes, pattern: re.Pattern[str] | None, files: list[File]
-) -> list[tuple[Any, ...]]:
+def _look(root: bytes, salt: bytes, pattern: re.Pattern[str] | None, files: list[File]) -> Rows:
     """The rows of files, whatever they hold."""
     keys = _keys(salt)
     return [_look_at(root, file, keys, pattern) for file in files]
@@ -655,6 +672,15 @@ def _warnings(
             if pattern is None:
                 raise InputError(fact, remedy)
             warnings.append(f"{fact}; mend --patient-regex")
+    shared = parts.ask(
+        "SELECT count(DISTINCT patient) AS n FROM alive WHERE frame IS NOT NULL "
+        "AND patient_by IN ('id', 'regex') GROUP BY frame ORDER BY n DESC LIMIT 1"
+    )
+    if shared["n"] and shared["n"][0] > 2:
+        warnings.append(
+            f"one frame of reference is that of {shared['n'][0]} patients, who are never split: "
+            "it was written by whoever removed the names"
+        )
     nameless = parts.ask(
         "SELECT kind, patient_by, count(*) AS files, count(DISTINCT patient) AS patients "
         "FROM alive WHERE code = '' AND patient_by NOT IN ('id', 'regex', 'bids') "

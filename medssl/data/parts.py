@@ -31,7 +31,7 @@ FORMAT = 1
 MANIFEST, LOCK = "manifest.json", ".lock"
 ROWS, GONE = "rows", "gone"
 SECRETS = "private"
-PATHS, LISTING = f"{SECRETS}/paths", f"{SECRETS}/listing"
+PATHS, LISTING, SCRATCH = (f"{SECRETS}/{name}" for name in ("paths", "listing", "scratch"))
 _GONE = {"id": "int64"}
 _LISTING = {"path": "bytes", "size": "int64", "mtime_ns": "int64"}
 _ALIVE = "(SELECT * FROM paths ANTI JOIN gone USING (id))"
@@ -184,7 +184,7 @@ class Parts:
         """
         alive = "SELECT * FROM rows JOIN paths USING (id) ANTI JOIN gone USING (id)"
         tables = {n: self._files(f) for n, f in (("rows", ROWS), ("paths", PATHS), ("gone", GONE))}
-        return table.query(f"WITH alive AS ({alive}) {sql}", tables)
+        return self._query(f"WITH alive AS ({alive}) {sql}", tables)
 
     def compare(
         self, listing: Iterable[list[tuple[bytes, int, int]]]
@@ -206,13 +206,13 @@ class Parts:
                 total += len(piece)
             tables = {"paths": self._files(PATHS), "gone": self._files(GONE)}
             tables["listing"] = sorted((self.path / LISTING).glob("*.parquet"))
-            news = table.query(
+            news = self._query(
                 f"SELECT n.path, n.size, n.mtime_ns, a.id FROM listing n "
                 f"LEFT JOIN {_ALIVE} a USING (path) WHERE a.id IS NULL OR a.size <> n.size "
                 "OR a.mtime_ns <> n.mtime_ns ORDER BY n.path",
                 tables,
             )
-            lost = table.query(
+            lost = self._query(
                 f"SELECT id FROM {_ALIVE} ANTI JOIN listing USING (path) ORDER BY id", tables
             )
         finally:
@@ -258,6 +258,9 @@ class Parts:
         target = self.path / folder / f"{name}.parquet"
         private = folder.startswith(SECRETS)
         table.write_parquet(target, columns, types, running=running, private=private)
+
+    def _query(self, sql: str, tables: Mapping[str, Sequence[Path]]) -> dict[str, list[Any]]:
+        return table.query(sql, tables, scratch=self.path / SCRATCH)
 
     def _files(self, folder: str) -> list[Path]:
         return [self.path / folder / f"{name}.parquet" for name in self.names]

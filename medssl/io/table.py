@@ -11,7 +11,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from medssl.core.errors import InputError, UsageError
+from medssl.core.errors import InputError, MemoryLimitError, UsageError
 from medssl.io import atomic
 
 EXTRA = "medssl[archive]"
@@ -114,23 +114,29 @@ def n_rows(source: Path) -> int:
         return int(pq.ParquetFile(handle).metadata.num_rows)
 
 
-def query(sql: str, tables: Mapping[str, Sequence[Path]]) -> dict[str, list[Any]]:
+def query(
+    sql: str, tables: Mapping[str, Sequence[Path]], *, scratch: Path | None = None
+) -> dict[str, list[Any]]:
     """Ask a question of tables.
 
     Args:
         sql: In DuckDB's dialect, over the names of the tables. It is written by the caller, never
             by a user.
         tables: The files that make up each table, at least one each and all of the same columns.
+        scratch: Folder for what does not fit into memory, made when needed; None: nothing is
+            written anywhere.
 
     Raises:
         UsageError: The extra is not installed.
         InputError: A file is missing or damaged.
+        MemoryLimitError: The answer needs more memory than there is.
     """
     duckdb = _package("duckdb")
     _package("pyarrow")  # of which the answer is made
     first = next(iter(tables.values()))[0]
     # nothing is fetched or loaded behind the user's back
     settings = {"autoinstall_known_extensions": "false", "autoload_known_extensions": "false"}
+    settings["temp_directory"] = "" if scratch is None else str(scratch)
     with _refusals(first), duckdb.connect(":memory:", config=settings) as connection:
         connection.execute("SET enable_progress_bar = false")
         for name, files in tables.items():
@@ -169,10 +175,16 @@ def _refusals(source: Path) -> Iterator[None]:
     """Every complaint of the two packages about a file, in one line."""
     pa = _package("pyarrow")
     known: tuple[type[Exception], ...] = (pa.ArrowException, OSError, EOFError)
+    full: tuple[type[Exception], ...] = (pa.ArrowMemoryError,)
     with suppress(ImportError):
-        known += (import_module("duckdb").Error,)
+        duckdb = import_module("duckdb")
+        known, full = (*known, duckdb.Error), (*full, duckdb.OutOfMemoryException)
     try:
         yield
+    except full as error:
+        raise MemoryLimitError(
+            "the tables need more memory than is free", "close other programs", file=source
+        ) from error
     except known as error:
         raise InputError(
             "is no table, or a damaged one",

@@ -577,8 +577,8 @@ _FUNCTIONAL = (
     ("intercept", 0x00289145, 0x00281052),
     ("echo_time", 0x00189114, 0x00189082),
 )
-"""Field, sequence of a functional group, tag inside: pixel measures, plane orientation and position,
-pixel value transformation, MR echo."""
+"""Field, sequence of a functional group, tag inside. The groups are pixel measures, plane
+orientation, plane position, pixel value transformation and MR echo."""
 _SHARED, _FRAMES, _FUNCTIONAL_GROUP = 0x92295200, 0x92305200, 0x5200
 _ECHO = 0x90820018
 

@@ -81,7 +81,7 @@ def test_quiet_says_nothing_on_the_way(folder, tmp_path, medssl):
 def test_wrong_calls_end_in_one_line(folder, tmp_path, medssl):
     index = tmp_path / "index"
     for code, words, line in (
-        (3, ("index", tmp_path / "missing", "-o", index), "is no folder"),
+        (3, ("index", tmp_path / "missing", "-o", index), "cannot be listed"),
         (2, ("index", folder, "-o", index, "--patient-regex", "("), "no expression"),
         (2, ("index", folder, "-o", index, "--threads", 0), "--threads is 0"),
         (6, ("index", folder, "-o", tmp_path / "no" / "where"), "cannot be written"),
