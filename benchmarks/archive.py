@@ -218,7 +218,7 @@ def index(data: Path) -> list[Row]:
             "min(patient) FROM alive GROUP BY series"
         )
         start, wall = time.process_time(), time.perf_counter()
-        n = len(parts.ask(group)["series"])
+        n = len(parts.ask(group)[0]["series"])
         ours, our_wall = time.process_time() - start, time.perf_counter() - wall
         start, wall = time.process_time(), time.perf_counter()
         assert n == len(database.execute(group).fetchall())

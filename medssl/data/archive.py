@@ -223,7 +223,7 @@ def series(index: Path) -> list[SeriesRow]:
     """
     parts = _whole(index)
     root = os.fsencode(parts.root)
-    found = parts.ask(_SERIES)
+    (found,) = parts.ask(_SERIES)
     rows = (dict(zip(found, row, strict=True)) for row in zip(*found.values(), strict=True))
     together: list[SeriesRow] = []
     for _, same in groupby(rows, key=lambda row: row["series"]):
@@ -619,20 +619,14 @@ def _look_at(
 def _facts(parts: Parts) -> dict[str, Any]:
     """Counts of the rows that hold."""
     of_use = "FROM alive WHERE code = ''"
-    by_modality = parts.ask(
+    by_modality, refused, counts, reader = parts.ask(
         "SELECT CASE WHEN modality <> '' THEN modality ELSE kind END AS name, "
-        f"count(*) AS files, count(DISTINCT series) AS series {of_use} GROUP BY name ORDER BY name"
-    )
-    refused = parts.ask(
-        "SELECT code, count(*) AS n FROM alive WHERE code <> '' GROUP BY code ORDER BY code"
-    )
-    counts = parts.ask(
+        f"count(*) AS files, count(DISTINCT series) AS series {of_use} GROUP BY name ORDER BY name",
+        "SELECT code, count(*) AS n FROM alive WHERE code <> '' GROUP BY code ORDER BY code",
         "SELECT count(DISTINCT series) AS series, count(DISTINCT study) AS studies, "
-        f"count(DISTINCT patient) AS patients {of_use}"
-    )
-    reader = parts.ask(
+        f"count(DISTINCT patient) AS patients {of_use}",
         "SELECT count(*) AS n, count(*) FILTER (\"by\" = 'pydicom') AS slow FROM alive "
-        "WHERE \"by\" IN ('scanner', 'pydicom')"
+        "WHERE \"by\" IN ('scanner', 'pydicom')",
     )
     names, *numbers = by_modality.values()
     return {
@@ -656,10 +650,15 @@ def _warnings(
     Raises:
         InputError: One patient holds so many studies that it must be a filler.
     """
-    by_patient = parts.ask(
+    by_patient, shared, nameless = parts.ask(
         "SELECT patient_by, patient, count(DISTINCT study) AS n FROM alive "
         "WHERE kind = 'dicom' AND code = '' AND patient_by IN ('id', 'regex') "
-        "GROUP BY ALL ORDER BY n DESC"
+        "GROUP BY ALL ORDER BY n DESC",
+        "SELECT count(DISTINCT patient) AS n FROM alive WHERE frame IS NOT NULL "
+        "AND patient_by IN ('id', 'regex') GROUP BY frame ORDER BY n DESC LIMIT 1",
+        "SELECT kind, patient_by, count(*) AS files, count(DISTINCT patient) AS patients "
+        "FROM alive WHERE code = '' AND patient_by NOT IN ('id', 'regex', 'bids') "
+        "GROUP BY ALL ORDER BY ALL",
     )
     warnings = []
     if by_patient["n"]:
@@ -668,24 +667,14 @@ def _warnings(
         share = most / max(facts["studies"], 1)
         if most > MOST_STUDIES and share > MOST_SHARE and most > CROWD * usual:
             fact = f"one patient ID holds {most} of {facts['studies']} studies: it names no patient"
-            remedy = "say how paths name patients with --patient-regex"
             if pattern is None:
-                raise InputError(fact, remedy)
+                raise InputError(fact, "say how paths name patients with --patient-regex")
             warnings.append(f"{fact}; mend --patient-regex")
-    shared = parts.ask(
-        "SELECT count(DISTINCT patient) AS n FROM alive WHERE frame IS NOT NULL "
-        "AND patient_by IN ('id', 'regex') GROUP BY frame ORDER BY n DESC LIMIT 1"
-    )
     if shared["n"] and shared["n"][0] > 2:
         warnings.append(
-            f"one frame of reference is that of {shared['n'][0]} patients, who are never split: "
-            "it was written by whoever removed the names"
+            f"{shared['n'][0]} patients share one frame of reference and stay in one split: "
+            "it seems to be a filler"
         )
-    nameless = parts.ask(
-        "SELECT kind, patient_by, count(*) AS files, count(DISTINCT patient) AS patients "
-        "FROM alive WHERE code = '' AND patient_by NOT IN ('id', 'regex', 'bids') "
-        "GROUP BY ALL ORDER BY ALL"
-    )
     for kind, by, files, patients in zip(*nameless.values(), strict=True):
         word = {"dicom": "DICOM file", "nifti": "NIfTI file", "picture": "picture"}[kind]
         several = "s" if files > 1 else ""

@@ -117,22 +117,32 @@ def n_rows(source: Path) -> int:
 def query(
     sql: str, tables: Mapping[str, Sequence[Path]], *, scratch: Path | None = None
 ) -> dict[str, list[Any]]:
-    """Ask a question of tables.
+    """Ask a question of tables; as `queries` does with several."""
+    return queries([sql], tables, scratch=scratch)[0]
+
+
+def queries(
+    sql: Sequence[str], tables: Mapping[str, Sequence[Path]], *, scratch: Path | None = None
+) -> list[dict[str, list[Any]]]:
+    """Ask questions of tables.
 
     Args:
-        sql: In DuckDB's dialect, over the names of the tables. It is written by the caller, never
-            by a user.
+        sql: In DuckDB's dialect, over the names of the tables. They are written by the caller,
+            never by a user.
         tables: The files that make up each table, at least one each and all of the same columns.
         scratch: Folder for what does not fit into memory, made when needed; None: nothing is
             written anywhere.
 
+    Returns:
+        The answers, by column.
+
     Raises:
         UsageError: The extra is not installed.
         InputError: A file is missing or damaged.
-        MemoryLimitError: The answer needs more memory than there is.
+        MemoryLimitError: An answer needs more memory than there is.
     """
     duckdb = _package("duckdb")
-    _package("pyarrow")  # of which the answer is made
+    _package("pyarrow")  # of which the answers are made
     first = next(iter(tables.values()))[0]
     # nothing is fetched or loaded behind the user's back
     settings = {"autoinstall_known_extensions": "false", "autoload_known_extensions": "false"}
@@ -141,8 +151,7 @@ def query(
         connection.execute("SET enable_progress_bar = false")
         for name, files in tables.items():
             connection.read_parquet([str(f) for f in files]).create_view(name)
-        found: dict[str, list[Any]] = connection.sql(sql).to_arrow_table().to_pydict()
-    return found
+        return [connection.sql(question).to_arrow_table().to_pydict() for question in sql]
 
 
 def _type(pa: Any, kind: str) -> Any:

@@ -374,7 +374,7 @@ def test_a_frame_of_reference_of_many_patients_is_told(tmp_path, ct):
     for number in range(4):
         frame = uid("everybody's")
         ct(f"{number}.dcm", patient=f"P{number}", study=f"S{number}", FrameOfReferenceUID=frame)
-    assert "that of 4 patients" in run(tmp_path).warnings[0]
+    assert "4 patients share one frame" in run(tmp_path).warnings[0]
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="processes are listed elsewhere")
