@@ -50,6 +50,36 @@ def index(
 
 
 @app.command()
+def prepare(
+    index: Annotated[Path, typer.Argument(metavar="INDEX", help="Folder that index wrote.")],
+    output: Annotated[
+        Path, typer.Option("-o", "--output", metavar="STORE", help="Folder to write.")
+    ],
+    scheduler: Annotated[
+        str | None,
+        typer.Option(metavar="tcp://HOST:PORT", help="Dask scheduler that hands out the work."),
+    ] = None,
+    jobs: Annotated[int | None, typer.Option(help="Local processes; default: all cores.")] = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Pack the series of an index for training; run again, it does what is new or was cut off."""
+    from medssl import api
+
+    with progress(quiet or as_json) as show_progress:
+        made = api.archive_prepare(
+            index, output, scheduler=scheduler, jobs=jobs, progress=show_progress
+        )
+    if as_json:
+        facts = {name: value for name, value in asdict(made).items() if name != "path"}
+        typer.echo(json.dumps(facts, indent=2))
+        return
+    typer.echo(made.line)
+    if made.skipped:
+        typer.echo(f"see {output.name}/skipped.csv; lines may be removed or added")
+
+
+@app.command()
 def show(
     index: Annotated[Path, typer.Argument(metavar="INDEX", help="Folder that index wrote.")],
     as_json: Json = False,

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ from medssl.core.image import Image, Stored
 from medssl.core.kspace import KSpace
 from medssl.core.run import Run, plain
 from medssl.data import archive
+from medssl.data.prepare import Prepared as PreparedStore
+from medssl.data.prepare import prepare as prepare_store
 from medssl.engine import ct_report, estimate
 from medssl.engine import recon as raw_scan
 from medssl.engine.choose import Choice, Quality
@@ -37,6 +40,7 @@ from medssl.engine.weights import refuse_damaged
 from medssl.io import atomic, coil_arrays, journal, raw_dicom, sidecar
 from medssl.io import memory as in_memory
 from medssl.io import sigma_maps as map_files
+from medssl.io.b2nd import Codec
 from medssl.io.derived import Derivation, derived_datasets
 from medssl.io.gradients import read_b_values
 from medssl.io.kspace import is_raw, read_kspace
@@ -733,6 +737,52 @@ def archive_index(
         raise UsageError(f"--threads is {threads}", "give 1 or more")
     return archive.index(
         Path(folder), Path(out), patient_regex=patient_regex, workers=threads, progress=progress
+    )
+
+
+def archive_prepare(
+    index: str | Path,
+    out: str | Path,
+    *,
+    scheduler: str | None = None,
+    jobs: int | None = None,
+    codec: Codec = "zstd",
+    progress: Progress | None = None,
+) -> PreparedStore:
+    """Turn the series of an index into a training store, and list what is of no use and why.
+
+    A series that was prepared is not looked at again until it changes; a preparation that was
+    killed goes on. `skipped.csv` of the store may be edited: a line added keeps a series out, a
+    line removed lets it in.
+
+    Args:
+        index: Folder that `archive_index` wrote.
+        out: Folder of the store.
+        scheduler: `tcp://HOST:PORT` of a Dask scheduler whose workers see the same paths.
+        jobs: Local processes; None takes all cores when there is much to read.
+        codec: `zstd` packs best, `lz4` is read about twice as fast.
+        progress: Told the stage, series done, and series in all.
+
+    Raises:
+        UsageError: Wrong words of the call, no scheduler answers, or a package of
+            `medssl[archive]` is missing.
+        InputError: No index, nothing in it, or the store is of another one.
+        OutputError: The store cannot be written, or something else lies there.
+        MemoryLimitError: A worker was killed.
+    """
+    if jobs is not None and jobs < 1:
+        raise UsageError(f"--jobs is {jobs}", "give 1 or more")
+    if jobs is not None and scheduler is not None:
+        raise UsageError("--jobs are local processes, --scheduler has its own", "give one of them")
+    index = Path(index)
+    return prepare_store(
+        archive.series(index),
+        Path(out),
+        salt=archive.salt(index),
+        scheduler=scheduler,
+        jobs=jobs or os.cpu_count() or 1,
+        codec=codec,
+        progress=progress,
     )
 
 

@@ -350,8 +350,8 @@ def _pack(
         RefusedError: It stays out.
         OutputError: It cannot be written.
     """
-    modality = image.modality or job.modality
-    is_picture = modality == "PICTURE" or job.modality in PLANAR
+    is_picture = job.modality in PLANAR or (job.kind == "picture" and len(image.shape) == 2)
+    modality = image.modality or job.modality or ("PICTURE" if is_picture else "")
     volume, affine = canonical(as_stored(data, image), image.geometry.affine)
     check_finite(volume)
     if valid is not None:
@@ -474,7 +474,7 @@ def _finish(
     modality = {s.key: s.modality for s in series.values()}
     skipped = [s for d in done.values() for s in d.skipped]
     skipped += [
-        Skipped(key=r.key, code="copy", fact=f"a copy of {r.left_out}")
+        Skipped(key=r.key, code="copy", fact=f"its voxels are in {_original(r, joined)}")
         for r in joined.left_out
         if r.left_out != HAND
     ]
@@ -505,6 +505,15 @@ def _finish(
         if file not in wanted:
             atomic.remove(file)
     return made
+
+
+def _original(row: Row, joined: _Joined) -> str:
+    """The volume that stays, of one that may be a copy of a copy."""
+    copies = {r.key: r.left_out for r in joined.left_out}
+    key = row.left_out
+    while key in copies and copies[key] != HAND:
+        key = copies[key]
+    return key
 
 
 def _print(row: Row) -> Print:

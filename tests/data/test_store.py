@@ -119,6 +119,17 @@ def test_nothing_around_the_patient_is_nothing():
     assert measured.share == pytest.approx(15 * 5 * 27 / 30**3)
 
 
+def test_zeros_around_the_field_of_view_do_not_make_air_a_patient():
+    rng = np.random.default_rng(0)
+    image = np.hypot(*rng.normal(0, 15, (2, 60, 60, 20)))
+    image[15:45, 20:50] = rng.normal(900, 200, (30, 30, 20)).clip(300)
+    image = np.rint(image)
+    image[:5], image[:, 55:] = 0, 0
+    measured = measure(image[None].astype(np.int16), "MR")
+    assert measured.share == pytest.approx(0.25, abs=0.01)
+    assert measured.mean == pytest.approx(900, rel=0.05)
+
+
 def test_integers_and_reals_measure_alike():
     image = phantom(0)
     for modality in ("CT", "MR", "PICTURE"):
