@@ -81,15 +81,20 @@ def prepare(
 
 @app.command()
 def show(
-    index: Annotated[Path, typer.Argument(metavar="INDEX", help="Folder that index wrote.")],
+    place: Annotated[
+        Path, typer.Argument(metavar="INDEX|STORE", help="Folder that index or prepare wrote.")
+    ],
     as_json: Json = False,
 ) -> None:
-    """Show what an index holds: modalities, series, splits, files of no use."""
+    """Show what an index or a store holds: modalities, splits, what is of no use and why."""
     from medssl import api
 
-    facts = api.archive_show(index)
+    facts = api.archive_show(place)
     if as_json:
         typer.echo(json.dumps(facts, indent=2))
+        return
+    if "n_volumes" in facts:
+        typer.echo("\n".join(_store_lines(facts)))
         return
     typer.echo(f"{facts['files']} files; {_sizes(facts)}")
     counted = {
@@ -105,6 +110,18 @@ def show(
 
 def _sizes(facts: dict[str, Any]) -> str:
     return f"{facts['series']} series, {facts['studies']} studies, {facts['patients']} patients"
+
+
+def _store_lines(facts: dict[str, Any]) -> list[str]:
+    lines = [f"{facts['n_volumes']} volumes of {facts.get('n_series', 0)} series"]
+    for name in ("modalities", "splits", "skipped"):
+        words = (f"{n} {word or 'unknown'}" for word, n in facts.get(name, {}).items())
+        lines.append(f"{name:<12} {', '.join(words) or 'none'}")
+    lines.append(f"links        {facts.get('n_links', 0)} pairs of volumes show the same anatomy")
+    if facts.get("torn"):
+        n = len(facts["torn"])
+        lines.append(f"moved        {n} groups of several splits, to training")
+    return lines
 
 
 def _index_lines(facts: dict[str, Any]) -> list[str]:

@@ -25,6 +25,7 @@ from medssl.core.run import Run, plain
 from medssl.data import archive
 from medssl.data.prepare import Prepared as PreparedStore
 from medssl.data.prepare import prepare as prepare_store
+from medssl.data.store import is_store, read_manifest
 from medssl.engine import ct_report, estimate
 from medssl.engine import recon as raw_scan
 from medssl.engine.choose import Choice, Quality
@@ -786,16 +787,20 @@ def archive_prepare(
     )
 
 
-def archive_show(index: str | Path) -> dict[str, Any]:
-    """Counts of an index: modalities, series, splits, files of no use.
+def archive_show(place: str | Path) -> dict[str, Any]:
+    """Counts of an index or of a store, by modality, split and reason to be of no use.
 
     Args:
-        index: Folder that `archive_index` wrote.
+        place: Folder that `archive_index` or `archive_prepare` wrote.
 
     Raises:
-        InputError: It is none, damaged, or was not finished.
+        InputError: It is neither, damaged, or was not finished.
     """
-    return archive.show(Path(index))
+    place = Path(place)
+    if is_store(place):
+        with naming(place):
+            return read_manifest(place)
+    return archive.show(place)
 
 
 def _enter(

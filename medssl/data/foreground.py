@@ -43,6 +43,8 @@ _PIECE = 2**20
 class Foreground:
     """Where the patient is, and what values there are."""
 
+    level: float
+    """The value above which a voxel is patient."""
     share: float
     """Of all voxels."""
     box: tuple[tuple[int, int], ...]
@@ -83,6 +85,7 @@ def measure(
     clipped, n = np.clip(levels, low, high), counts.sum()
     mean = float((clipped * counts).sum() / n)
     return Foreground(
+        level=level,
         share=share,
         box=box_of(inside),
         percentiles=(low, middle, high),
@@ -124,7 +127,7 @@ def threshold(levels: NDArray[np.float64], counts: NDArray[np.int64]) -> float:
 
 def distribution(values: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """The levels that occur, ascending, and how often each does; exact."""
-    flat = values.ravel("K")  # in whatever order they lie
+    flat = values.reshape(-1)
     if flat.dtype.kind in "iu" and flat.dtype.itemsize <= 2:  # counted, not sorted: far faster
         lowest = int(flat.min())
         counts = np.zeros(int(flat.max()) - lowest + 1, np.int64)

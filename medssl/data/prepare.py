@@ -88,6 +88,8 @@ SMALL = 2**26
 """Bytes of all series together that no other process is started for."""
 EXACT = 2**24
 """Whole numbers below it are exact in the reader's float32."""
+SLAB = 16
+"""Slices that are turned at once."""
 Progress = Callable[[str, int, int], None]
 
 
@@ -352,20 +354,20 @@ def _pack(
     """
     is_picture = job.modality in PLANAR or (job.kind == "picture" and len(image.shape) == 2)
     modality = image.modality or job.modality or ("PICTURE" if is_picture else "")
-    volume, affine = canonical(as_stored(data, image), image.geometry.affine)
-    check_finite(volume)
+    as_read, affine = canonical(as_stored(data, image), image.geometry.affine)
+    check_finite(as_read)
     if valid is not None:
-        valid, _ = canonical(valid[None], image.geometry.affine)
-        valid = valid[0]
+        valid = canonical(valid[None], image.geometry.affine)[0][0]
     if not job.accepted:
         check_grid(image, is_picture)
+    volume = _laid_out(as_read)
+    if not job.accepted:
         check_values(volume, job.kind, valid)
     measured = measure(volume, modality, valid)
     if not (job.accepted or is_picture):
         check_foreground(measured)
-    slices = slice_hash(volume, modality)
-    volume = np.ascontiguousarray(volume)
     sketch, every = thinned(voxel_sketch(volume))
+    slices = slice_hash(as_read, measured.level)  # slices still lie as a whole there
     write_b2nd(volume_path(job.store, key), volume, job.codec, overwrite=True)
     row = row_of(
         volume,
@@ -381,6 +383,14 @@ def _pack(
     return dataclasses.replace(
         row, frame=job.frame, sketch=sketch.tobytes(), every=every, slices=packed(slices)
     )
+
+
+def _laid_out(view: NDArray[Any]) -> NDArray[Any]:
+    """The voxels of a view in memory order, a few slices at a time, which keeps to the cache."""
+    volume = np.empty(view.shape, view.dtype)
+    for z in range(0, view.shape[-1], SLAB):
+        volume[..., z : z + SLAB] = view[..., z : z + SLAB]
+    return volume
 
 
 def _job(

@@ -22,6 +22,7 @@ from medssl.data.duplicates import (
     unpacked,
     voxel_sketch,
 )
+from medssl.data.foreground import AIR, measure
 from medssl.data.store import voxel_hash
 from medssl.io.read import read
 
@@ -38,7 +39,7 @@ def print_of(key: str, volume: np.ndarray, modality: str = "CT", rank: int = 0) 
         rank=rank,
         sketch=sketch,
         every=every,
-        slices=slice_hash(image, modality),
+        slices=slice_hash(image, measure(image, modality).level),
     )
 
 
@@ -159,27 +160,27 @@ def test_a_small_crop_of_a_thinned_volume_is_found():
 
 
 def test_slice_hashes_survive_what_a_copy_goes_through(scan, body):
-    first = slice_hash(scan[None], "CT")
+    first = slice_hash(scan[None], AIR)
     assert first.shape == (SHAPE[2], BITS)
     for name in ("re-quantised", "noise"):
-        other = slice_hash(planted(scan)[name][None], "CT")
+        other = slice_hash(planted(scan)[name][None], AIR)
         apart = (first != other).sum(1)  # more where a slice holds nothing but water and noise
         assert np.median(apart) <= NEAR / 2, name
         assert common_slices(first, other) > 0.6, name
-    stranger = slice_hash(body(SHAPE, seed=99)[None], "CT")
+    stranger = slice_hash(body(SHAPE, seed=99)[None], AIR)
     assert (first[:, None] != stranger[None]).sum(2).min() > 2 * NEAR
 
 
 def test_slices_without_a_body_have_no_hash(scan):
     padded = np.full((96, 88, 60), -1000, np.int16)
     padded[..., 10:50] = scan
-    assert len(slice_hash(padded[None], "CT")) == 40
-    assert not len(slice_hash(np.full((1, 50, 50, 9), -1000, np.int16), "CT"))
+    assert len(slice_hash(padded[None], AIR)) == 40
+    assert not len(slice_hash(np.full((1, 50, 50, 9), -1000, np.int16), AIR))
     assert link([print_of("a", np.full((50, 50, 9), -1000)), print_of("b", scan)]) == ([], {})
 
 
 def test_slices_must_come_in_one_order(scan):
-    bits = slice_hash(scan[None], "CT")
+    bits = slice_hash(scan[None], AIR)
     assert common_slices(bits, bits) == 1
     assert common_slices(bits, bits[::-1]) < 0.5
     assert common_slices(bits, bits[::2]) == 1
@@ -187,7 +188,7 @@ def test_slices_must_come_in_one_order(scan):
 
 
 def test_slice_hashes_survive_bytes(scan):
-    bits = slice_hash(scan[None], "CT")
+    bits = slice_hash(scan[None], AIR)
     assert len(packed(bits)) == 32 * len(bits)
     assert np.array_equal(unpacked(packed(bits)), bits)
     assert unpacked(b"").shape == (0, BITS)
@@ -225,7 +226,7 @@ def test_dose_pairs_match_and_other_slices_do_not(data_folder):
         with np.load(data_folder / f"ct/mayo_l506/L506_{number}_HU.npz") as held:
             for name in held.files:
                 plane = np.rint(held[name]).astype(np.int16).reshape(1, 512, 512, 1)
-                bits[number, name] = slice_hash(plane, "CT")[0]
+                bits[number, name] = slice_hash(plane, AIR)[0]
     names = sorted({name for _, name in bits})
     assert len(names) >= 2
     low, full = names[:2]
