@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from medssl.core.image import Image, Stored
 from medssl.core.kspace import KSpace
 from medssl.core.run import Run, plain
 from medssl.data import archive
+from medssl.data.jobs import cores
 from medssl.data.prepare import Prepared as PreparedStore
 from medssl.data.prepare import prepare as prepare_store
 from medssl.data.store import is_store, read_manifest
@@ -781,7 +781,7 @@ def archive_prepare(
         Path(out),
         salt=archive.salt(index),
         scheduler=scheduler,
-        jobs=jobs or os.cpu_count() or 1,
+        jobs=jobs or cores(),
         codec=codec,
         progress=progress,
     )

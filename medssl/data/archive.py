@@ -19,7 +19,6 @@ import hashlib
 import hmac
 import os
 import re
-import signal
 import stat
 import time
 from collections import deque
@@ -30,9 +29,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from itertools import groupby, islice
-from multiprocessing import get_context, parent_process
+from multiprocessing import get_context
 from pathlib import Path
-from threading import Thread
 from typing import Any, Literal
 
 from medssl.core.errors import (
@@ -43,6 +41,7 @@ from medssl.core.errors import (
     UsageError,
     printable,
 )
+from medssl.data.jobs import begin, cores
 from medssl.data.parts import File, Parts
 from medssl.data.rows import PUBLIC, Keys, dicom_row, flag_words, head_row, refused_row
 from medssl.io import atomic, heads, table, tags
@@ -511,11 +510,11 @@ def _looked(
     """Rows of files, in their order, in this process or in several."""
     look = partial(_look, os.fsencode(parts.root), parts.salt, pattern)
     chunks = _pieces(files, CHUNK)
-    n = workers or (_cores() if len(files) > FEW else 1)
+    n = workers or (cores() if len(files) > FEW else 1)
     if n == 1:
         yield from ((chunk, look(chunk)) for chunk in chunks)
         return
-    with ProcessPoolExecutor(n, get_context("spawn"), _begin) as pool:
+    with ProcessPoolExecutor(n, get_context("spawn"), begin) as pool:
         try:
             for chunk, future in _submitted(pool, look, chunks, 4 * n):
                 yield chunk, _rows_of(future, look, chunk)
@@ -544,25 +543,6 @@ def _rows_of(future: Future[Rows] | None, look: Look, chunk: list[File]) -> Rows
         if future is not None:
             return future.result()
     return look(chunk)
-
-
-def _begin() -> None:
-    """A process for reading headers ends with the one that started it, and not before."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    """Leave when the parent is gone, even if nobody could tell."""
-    parent = parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
-
-
-def _cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _pieces(items: Iterable[Any], size: int) -> Iterator[list[Any]]:

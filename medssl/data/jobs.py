@@ -6,10 +6,13 @@ cluster logs of a failure would hold the arguments, paths among them.
 
 import contextlib
 import multiprocessing
+import os
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from importlib import import_module
+from threading import Thread
 from typing import Any, TypeVar
 
 from medssl.core.errors import MemoryLimitError, UsageError
@@ -49,10 +52,29 @@ def each(
         yield from _in_pool(function, jobs, min(processes, len(jobs)))
 
 
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def begin() -> None:
+    """A process of a pool ends with the one that started it, and not before."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """Leave when the parent is gone, even if nobody could tell."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
 def _in_pool(
     function: Callable[[Job], Result], jobs: Sequence[Job], processes: int
 ) -> Iterator[Result]:
-    pool = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"))
+    pool = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), begin)
     waiting = iter(jobs)
     running: set[Future[Result]] = set()
     try:
