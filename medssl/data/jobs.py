@@ -42,7 +42,7 @@ def each(
 
     Raises:
         UsageError: No scheduler answers there, or Dask is not installed.
-        MemoryLimitError: A process was killed from outside.
+        MemoryLimitError: A process was killed from outside, or could not start.
     """
     if scheduler is not None:
         yield from _on_dask(function, jobs, scheduler)
@@ -86,8 +86,8 @@ def _in_pool(
             yield from _ready(running)
     except BrokenProcessPool as error:
         raise MemoryLimitError(
-            "a process that prepared a series was killed, as happens when memory runs out",
-            "call it again, with fewer --jobs; what is ready is kept",
+            "a process of the pool was killed, as happens when memory runs out",
+            "call it again with fewer --jobs; scripts need `if __name__ == '__main__'`",
         ) from error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
@@ -129,7 +129,7 @@ def _on_dask(
                 future.release()
         except distributed.scheduler.KilledWorker as error:
             raise MemoryLimitError(
-                "workers that prepared a series were killed, as happens when memory runs out",
+                "workers were killed, as happens when memory runs out",
                 "give them more memory and call it again; what is ready is kept",
             ) from error
         finally:

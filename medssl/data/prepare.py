@@ -231,28 +231,17 @@ def prepare_series(job: Job) -> Done:
     skipped: list[Skipped] = []
     error: tuple[str, str] | None = None
     try:
-        if not job.accepted:
-            check_header(job.kind, job.modality, job.flags, job.sides, job.n_frames)
-        for key, image in _images(job):
-            for part in _volumes(key, image):
-                try:
-                    rows.append(_pack(job, image, *part))
-                except RefusedError as refusal:
-                    skipped.append(Skipped(key=part[0], code=refusal.code, fact=refusal.fact))
-    except RefusedError as refusal:
-        skipped = [Skipped(key=job.key, code=refusal.code, fact=refusal.fact)]
+        with _listing(skipped, job.key):
+            if not job.accepted:
+                check_header(job.kind, job.modality, job.flags, job.sides, job.n_frames)
+            for key, paths in _parts(job):
+                with _listing(skipped, key):
+                    image = _read(job, key, paths)
+                    for volume in _volumes(key, image):
+                        with _listing(skipped, volume[0]):
+                            rows.append(_pack(job, image, *volume))
     except OutputError as refusal:
         error = refusal.fact, refusal.remedy
-    except (MemoryLimitError, MemoryError):
-        skipped = [Skipped(key=job.key, code="too-large", fact=CODES["too-large"])]
-    except MedsslError as refusal:
-        found = code_of(InputError(refusal.fact))
-        skipped = [Skipped(key=job.key, code=found.code, fact=found.fact)]
-    except Exception as failure:  # noqa: BLE001 (one series must not stop a night's work)
-        name = type(failure).__name__
-        skipped = [Skipped(key=job.key, code="failed", fact=f"{name} while it was prepared")]
-    if skipped and skipped[0].key == job.key:
-        rows = []
     return Done(
         key=job.key,
         stamp=job.stamp,
@@ -261,6 +250,29 @@ def prepare_series(job: Job) -> Done:
         skipped=tuple(skipped),
         error=error,
     )
+
+
+@contextlib.contextmanager
+def _listing(skipped: list[Skipped], key: str) -> Iterator[None]:
+    """Whatever keeps a series or volume out goes to the list, and the work goes on.
+
+    Raises:
+        OutputError: Nothing can be written any more.
+    """
+    try:
+        yield
+    except OutputError:
+        raise
+    except RefusedError as refusal:
+        skipped.append(Skipped(key=key, code=refusal.code, fact=refusal.fact))
+    except (MemoryLimitError, MemoryError):
+        skipped.append(Skipped(key=key, code="too-large", fact=CODES["too-large"]))
+    except MedsslError as refusal:
+        found = code_of(refusal)
+        skipped.append(Skipped(key=key, code=found.code, fact=found.fact))
+    except Exception as failure:  # noqa: BLE001 (one series must not stop a night's work)
+        fact = f"{type(failure).__name__} while it was prepared"
+        skipped.append(Skipped(key=key, code="failed", fact=fact))
 
 
 def canonical(
@@ -310,19 +322,18 @@ def as_stored(data: NDArray[np.float32], image: Image) -> NDArray[Any]:
     return data
 
 
-def _images(job: Job) -> Iterator[tuple[str, Image]]:
-    """The images of a series and their keys: one, or one for each instance that is a picture."""
+def _parts(job: Job) -> list[tuple[str, tuple[Path, ...]]]:
+    """Keys and files of the images of a series: one, or of projections each instance."""
+    if job.kind == "dicom" and job.modality in PLANAR and len(job.paths) > 1:
+        return [(f"{job.key}-{k}", (path,)) for k, path in enumerate(job.paths)]
+    return [(job.key, job.paths)]
+
+
+def _read(job: Job, key: str, paths: tuple[Path, ...]) -> Image:
     limits = Limits(memory=job.memory)
     if job.kind != "dicom":
-        yield job.key, read(job.paths[0], limits=limits)
-        return
-    found = [Source(p) for p in job.paths]
-    if job.modality not in PLANAR:
-        yield job.key, read_sources(found, job.key, limits, allow_gaps=job.accepted)
-        return
-    for k, source in enumerate(found):
-        key = job.key if len(found) == 1 else f"{job.key}-{k}"
-        yield key, read_sources([source], job.key, limits)
+        return read(paths[0], limits=limits)
+    return read_sources([Source(p) for p in paths], key, limits, allow_gaps=job.accepted)
 
 
 def _volumes(
@@ -511,7 +522,7 @@ def _finish(
     write_manifest(out, {k: v for k, v in facts.items() if k not in ("path", "n_new")})
     atomic.remove(out / JOURNAL)
     wanted = {volume_path(out, r.key) for r in kept}
-    for file in sorted((out / VOLUMES).iterdir()):
+    for file in [*atomic.leftovers(out), *(out / VOLUMES).iterdir()]:
         if file not in wanted:
             atomic.remove(file)
     return made

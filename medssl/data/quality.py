@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from medssl.core.errors import InputError
+from medssl.core.errors import MedsslError
 from medssl.core.image import Image
 from medssl.data.foreground import Foreground
 from medssl.io.series import SeriesOrigin
@@ -81,7 +81,7 @@ class RefusedError(Exception):
         self.fact = fact or CODES[code]
 
 
-def code_of(error: InputError) -> RefusedError:
+def code_of(error: MedsslError) -> RefusedError:
     """What a reader's refusal is called here; words in quotes and brackets come from the file."""
     said = _QUOTED.sub("...", error.fact)
     for code, pattern in _SENTENCES:

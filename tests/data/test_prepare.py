@@ -285,6 +285,10 @@ def test_projections_are_pictures_each(tmp_path, row, out):
     series = row("cr", paths, modality="CR", n_frames=3)
     assert prepare([series], out, salt=SALT).n_volumes == 3
     assert [v.shape for v in Store.open(out).volumes] == [(1, 90, 70, 1)] * 3
+    paths[1].write_bytes(paths[1].read_bytes()[:-999])
+    series = row("cr", paths, modality="CR", n_frames=3)
+    assert prepare([series], out, salt=SALT).n_volumes == 2
+    assert listed(out) == {f"{series.key}-1": "truncated"}
 
 
 # ---- the list is obeyed
@@ -420,8 +424,10 @@ import sys, pickle
 from pathlib import Path
 from medssl.data import prepare as module
 
-place, rows = sys.argv[1], pickle.loads(Path(sys.argv[2]).read_bytes())
-module.prepare(rows, Path(place), salt=b"salt")
+if __name__ == "__main__":
+    place, rows = sys.argv[1], pickle.loads(Path(sys.argv[2]).read_bytes())
+    module.SMALL = 0
+    module.prepare(rows, Path(place), salt=b"salt", jobs=int(sys.argv[3]))
 """
 
 
@@ -432,7 +438,7 @@ def test_a_killed_preparation_goes_on_where_it_was(ct, tmp_path):
     prepare(rows, tmp_path / "whole", salt=SALT)
     (tmp_path / "rows").write_bytes(pickle.dumps(rows))
     out = tmp_path / "store"
-    words = [sys.executable, "-c", KILLED, str(out), str(tmp_path / "rows")]
+    words = [sys.executable, "-c", KILLED, str(out), str(tmp_path / "rows"), "1"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(words, env=environment)
     try:
@@ -449,6 +455,29 @@ def test_a_killed_preparation_goes_on_where_it_was(ct, tmp_path):
     with (out / "journal.jsonl").open("ab") as torn:
         torn.write(b'{"key": "to')
     assert prepare(rows, out, salt=SALT).n_new == 6 - n_ready
+    assert content(out) == content(tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_kills_at_any_moment_leave_nothing_behind(ct, tmp_path):
+    import pickle
+
+    import psutil
+
+    rows = [ct(f"{k}", seed=k) for k in range(12)]
+    prepare(rows, tmp_path / "whole", salt=SALT)
+    (tmp_path / "rows").write_bytes(pickle.dumps(rows))
+    (tmp_path / "run.py").write_text(KILLED)
+    out, rng = tmp_path / "store", np.random.default_rng(0)
+    words = [sys.executable, str(tmp_path / "run.py"), str(out), str(tmp_path / "rows"), "2"]
+    for _ in range(6):
+        process = subprocess.Popen(words, env=os.environ | {"OMP_NUM_THREADS": "1"})
+        time.sleep(rng.uniform(1, 5))
+        workers = psutil.Process(process.pid).children(recursive=True)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        assert not psutil.wait_procs(workers, timeout=20)[1]
+    prepare(rows, out, salt=SALT)
     assert content(out) == content(tmp_path / "whole")
 
 
