@@ -21,7 +21,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from medssl.core.errors import InputError, MedsslError, MemoryLimitError, OutputError
+from medssl.core.errors import (
+    InputError,
+    InterruptedRunError,
+    MedsslError,
+    MemoryLimitError,
+    OutputError,
+    UsageError,
+)
 from medssl.core.image import Image
 from medssl.data.archive import SeriesRow, groups, split
 from medssl.data.duplicates import (
@@ -47,8 +54,8 @@ from medssl.data.ledger import (
     Skipped,
     as_json,
     finished,
+    journaled,
     read_list,
-    remembered,
     series_of,
     skipped_by_us,
     write_links,
@@ -179,21 +186,19 @@ def prepare(
     if not series:
         raise InputError("the index holds no series", "index a folder of scans first")
     rows = {s.key: s for s in series}
-    _make_place(out)
-    with _locked(out):
-        known, left_out = remembered(out)
+    with _place(out), _locked(out):
+        last, since = finished(out), journaled(out)
+        known = last | since
         if known and not known.keys() & rows.keys():
             raise InputError(
                 "the store was made from another index", "choose another place with -o"
             )
+        copies = {r.key for d in last.values() for r in d.rows if r.left_out not in ("", HAND)}
+        ours = skipped_by_us(last) | copies
         listed = read_list(out / SKIPPED)
-        before = skipped_by_us(finished(out)) | left_out.keys()
-        wanted = {key: d.accepted for key, d in known.items()}
-        if listed is not None:
-            wanted |= {series_of(key): True for key in before - listed.keys()}
-        by_hand = {
-            k: v for k, v in (listed or {}).items() if k not in before | skipped_by_us(known)
-        }
+        removed = {series_of(key) for key in ours - listed.keys()} if listed is not None else set()
+        wanted = {key: d.accepted or key in removed - since.keys() for key, d in known.items()}
+        by_hand = {k: v for k, v in (listed or {}).items() if k not in ours | skipped_by_us(known)}
         done = {
             key: d
             for key, d in known.items()
@@ -201,8 +206,6 @@ def prepare(
             and not any(s.code in AGAIN for s in d.skipped)
         }  # fmt: skip
         accepted = frozenset(key for key, yes in wanted.items() if yes)
-        if not (out / JOURNAL).exists():
-            journal.append(out / JOURNAL, {})
         read_now: set[str] = set()
         while True:
             joined = _join(done, by_hand, accepted)
@@ -229,7 +232,7 @@ def prepare_series(job: Job) -> Done:
     """Read a series, judge it, and pack its volumes; what went wrong is in the result."""
     rows: list[Row] = []
     skipped: list[Skipped] = []
-    error: tuple[str, str] | None = None
+    error: MedsslError | None = None
     try:
         with _listing(skipped, job.key):
             if not job.accepted:
@@ -240,8 +243,8 @@ def prepare_series(job: Job) -> Done:
                     for volume in _volumes(key, image):
                         with _listing(skipped, volume[0]):
                             rows.append(_pack(job, image, *volume))
-    except OutputError as refusal:
-        error = refusal.fact, refusal.remedy
+    except (OutputError, UsageError) as refusal:
+        error = refusal
     return Done(
         key=job.key,
         stamp=job.stamp,
@@ -258,10 +261,11 @@ def _listing(skipped: list[Skipped], key: str) -> Iterator[None]:
 
     Raises:
         OutputError: Nothing can be written any more.
+        UsageError: A package is missing.
     """
     try:
         yield
-    except OutputError:
+    except (OutputError, UsageError):
         raise
     except RefusedError as refusal:
         skipped.append(Skipped(key=key, code=refusal.code, fact=refusal.fact))
@@ -432,18 +436,22 @@ def _results(
     """What became of each series.
 
     Raises:
-        OutputError: Nothing can be written any more.
+        InterruptedRunError: From the keyboard.
+        MedsslError: It makes no sense to go on.
     """
     if progress is not None:
         progress("preparing", 0, len(work))
     few = scheduler is None and sum(_size(j) for j in work) <= SMALL
     results = each(prepare_series, work, processes=1 if few else jobs, scheduler=scheduler)
-    for k, result in enumerate(results):
-        if result.error is not None:
-            raise OutputError(*result.error, file=f"{result.key}.b2nd")
-        yield result
-        if progress is not None:
-            progress("preparing", k + 1, len(work))
+    try:
+        for k, result in enumerate(results):
+            if result.error is not None:
+                raise result.error
+            yield result
+            if progress is not None:
+                progress("preparing", k + 1, len(work))
+    except KeyboardInterrupt as error:
+        raise InterruptedRunError("interrupted", "run it again, it goes on") from error
 
 
 def _size(job: Job) -> int:
@@ -555,17 +563,26 @@ def _counted(words: Iterable[str]) -> dict[str, int]:
     return dict(sorted(Counter(words).items()))
 
 
-def _make_place(out: Path) -> None:
-    """The folder of a store, which may exist if a store lies there or was begun.
+@contextlib.contextmanager
+def _place(out: Path) -> Iterator[None]:
+    """The folder of a store, new or begun; one in which nothing was done is not left behind.
 
     Raises:
         OutputError: Something else lies there, or it cannot be made.
     """
-    begun = (out / JOURNAL).is_file() or (out / SERIES).is_file()
-    if not begun:
+    if not any((out / name).is_file() for name in (JOURNAL, SERIES)):
         atomic.check_target(out, overwrite=False)
         atomic.make_folder(out)
+        journal.append(out / JOURNAL, {})  # whose folder this is
     atomic.make_folder(out / VOLUMES)
+    try:
+        yield
+    except BaseException:
+        if not (out / SERIES).is_file() and not journaled(out):
+            atomic.remove(out / JOURNAL)
+            atomic.remove_if_empty(out / VOLUMES)
+            atomic.remove_if_empty(out)
+        raise
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from medssl.core.errors import InputError, OutputError, UsageError
+from medssl.core.errors import InputError, InterruptedRunError, OutputError, UsageError
 from medssl.core.geometry import Geometry
 from medssl.data import prepare as prepare_module
 from medssl.data.prepare import as_stored, canonical, prepare
@@ -573,6 +573,31 @@ def test_no_scheduler_is_one_line(ct, out, monkeypatch):
         prepare([ct("a")], out, salt=SALT, scheduler="tcp://127.0.0.1:9")
     with pytest.raises(UsageError, match="no Dask scheduler answers"):
         prepare([ct("a")], out, salt=SALT, scheduler="nonsense://")
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("package", ["blosc2", "pyarrow"])
+def test_a_missing_package_is_one_line_and_leaves_nothing(ct, out, monkeypatch, package):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(UsageError, match=r"medssl\[archive\]"):
+        prepare([ct("a")], out, salt=SALT)
+    if package == "blosc2":
+        assert not out.exists()
+    monkeypatch.undo()
+    assert prepare([ct("a")], out, salt=SALT).n_volumes == 1
+
+
+def test_the_keyboard_interrupts(ct, out, monkeypatch):
+    rows, done = sorted((ct("a"), ct("b", seed=2)), key=lambda r: r.key), []
+
+    def told(stage: str, n: int, total: int) -> None:
+        done.append(n)
+        if n == 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(InterruptedRunError, match="it goes on"):
+        prepare(rows, out, salt=SALT, progress=told)
+    assert prepare(rows, out, salt=SALT).n_new == 1
 
 
 # ---- nobody is named
