@@ -16,6 +16,7 @@ import psutil
 
 Result = TypeVar("Result")
 PACKAGES = ("medssl", "torch", "numpy", "scikit-image", "dipy", "antspyx", "bm3d", "bm4d")
+PACKAGES += ("pydicom", "pyarrow", "duckdb", "SimpleITK", "dicomsdl")
 RESULTS = Path(__file__).parent / "results"
 
 

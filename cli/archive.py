@@ -50,16 +50,51 @@ def index(
 
 
 @app.command()
-def show(
+def prepare(
     index: Annotated[Path, typer.Argument(metavar="INDEX", help="Folder that index wrote.")],
+    output: Annotated[
+        Path, typer.Option("-o", "--output", metavar="STORE", help="Folder to write.")
+    ],
+    scheduler: Annotated[
+        str | None,
+        typer.Option(metavar="tcp://HOST:PORT", help="Dask scheduler that hands out the work."),
+    ] = None,
+    jobs: Annotated[int | None, typer.Option(help="Local processes; default: all cores.")] = None,
     as_json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
-    """Show what an index holds: modalities, series, splits, files of no use."""
+    """Pack the series of an index for training; run again, it does what is new or was cut off."""
     from medssl import api
 
-    facts = api.archive_show(index)
+    with progress(quiet or as_json) as show_progress:
+        made = api.archive_prepare(
+            index, output, scheduler=scheduler, jobs=jobs, progress=show_progress
+        )
+    if as_json:
+        facts = {name: value for name, value in asdict(made).items() if name != "path"}
+        typer.echo(json.dumps(facts, indent=2))
+        return
+    typer.echo(made.line)
+    if made.skipped:
+        typer.echo(f"see {output.name}/skipped.csv; lines may be removed or added")
+
+
+@app.command()
+def show(
+    place: Annotated[
+        Path, typer.Argument(metavar="INDEX|STORE", help="Folder that index or prepare wrote.")
+    ],
+    as_json: Json = False,
+) -> None:
+    """Show what an index or a store holds: modalities, splits, what is of no use and why."""
+    from medssl import api
+
+    facts = api.archive_show(place)
     if as_json:
         typer.echo(json.dumps(facts, indent=2))
+        return
+    if "n_volumes" in facts:
+        typer.echo("\n".join(_store_lines(facts)))
         return
     typer.echo(f"{facts['files']} files; {_sizes(facts)}")
     counted = {
@@ -75,6 +110,18 @@ def show(
 
 def _sizes(facts: dict[str, Any]) -> str:
     return f"{facts['series']} series, {facts['studies']} studies, {facts['patients']} patients"
+
+
+def _store_lines(facts: dict[str, Any]) -> list[str]:
+    lines = [f"{facts['n_volumes']} volumes of {facts.get('n_series', 0)} series"]
+    for name in ("modalities", "splits", "skipped"):
+        words = (f"{n} {word or 'unknown'}" for word, n in facts.get(name, {}).items())
+        lines.append(f"{name:<12} {', '.join(words) or 'none'}")
+    lines.append(f"links        {facts.get('n_links', 0)} pairs of volumes show the same anatomy")
+    if facts.get("torn"):
+        n = len(facts["torn"])
+        lines.append(f"moved        {n} groups of several splits, to training")
+    return lines
 
 
 def _index_lines(facts: dict[str, Any]) -> list[str]:

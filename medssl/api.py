@@ -22,6 +22,10 @@ from medssl.core.image import Image, Stored
 from medssl.core.kspace import KSpace
 from medssl.core.run import Run, plain
 from medssl.data import archive
+from medssl.data.jobs import cores
+from medssl.data.prepare import Prepared as PreparedStore
+from medssl.data.prepare import prepare as prepare_store
+from medssl.data.store import is_store, read_manifest
 from medssl.engine import ct_report, estimate
 from medssl.engine import recon as raw_scan
 from medssl.engine.choose import Choice, Quality
@@ -37,6 +41,7 @@ from medssl.engine.weights import refuse_damaged
 from medssl.io import atomic, coil_arrays, journal, raw_dicom, sidecar
 from medssl.io import memory as in_memory
 from medssl.io import sigma_maps as map_files
+from medssl.io.b2nd import Codec
 from medssl.io.derived import Derivation, derived_datasets
 from medssl.io.gradients import read_b_values
 from medssl.io.kspace import is_raw, read_kspace
@@ -736,16 +741,66 @@ def archive_index(
     )
 
 
-def archive_show(index: str | Path) -> dict[str, Any]:
-    """Counts of an index: modalities, series, splits, files of no use.
+def archive_prepare(
+    index: str | Path,
+    out: str | Path,
+    *,
+    scheduler: str | None = None,
+    jobs: int | None = None,
+    codec: Codec = "zstd",
+    progress: Progress | None = None,
+) -> PreparedStore:
+    """Turn the series of an index into a training store, and list what is of no use and why.
+
+    A series that was prepared is not looked at again until it changes; a preparation that was
+    killed goes on. `skipped.csv` of the store may be edited: a line added keeps a series out, a
+    line removed lets it in.
 
     Args:
         index: Folder that `archive_index` wrote.
+        out: Folder of the store.
+        scheduler: `tcp://HOST:PORT` of a Dask scheduler whose workers see the same paths.
+        jobs: Local processes; None takes all cores when there is much to read.
+        codec: `zstd` packs best, `lz4` is read about twice as fast.
+        progress: Told the stage, series done, and series in all.
 
     Raises:
-        InputError: It is none, damaged, or was not finished.
+        UsageError: Wrong words of the call, no scheduler answers, or a package of
+            `medssl[archive]` is missing.
+        InputError: No index, nothing in it, or the store is of another one.
+        OutputError: The store cannot be written, or something else lies there.
+        MemoryLimitError: A worker was killed.
     """
-    return archive.show(Path(index))
+    if jobs is not None and jobs < 1:
+        raise UsageError(f"--jobs is {jobs}", "give 1 or more")
+    if jobs is not None and scheduler is not None:
+        raise UsageError("--jobs are local processes, --scheduler has its own", "give one of them")
+    index = Path(index)
+    return prepare_store(
+        archive.series(index),
+        Path(out),
+        salt=archive.salt(index),
+        scheduler=scheduler,
+        jobs=jobs or cores(),
+        codec=codec,
+        progress=progress,
+    )
+
+
+def archive_show(place: str | Path) -> dict[str, Any]:
+    """Counts of an index or of a store, by modality, split and reason to be of no use.
+
+    Args:
+        place: Folder that `archive_index` or `archive_prepare` wrote.
+
+    Raises:
+        InputError: It is neither, damaged, or was not finished.
+    """
+    place = Path(place)
+    if is_store(place):
+        with naming(place):
+            return read_manifest(place)
+    return archive.show(place)
 
 
 def _enter(

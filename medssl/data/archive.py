@@ -19,19 +19,18 @@ import hashlib
 import hmac
 import os
 import re
-import signal
 import stat
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from itertools import groupby, islice
-from multiprocessing import get_context, parent_process
+from multiprocessing import get_context
 from pathlib import Path
-from threading import Thread
 from typing import Any, Literal
 
 from medssl.core.errors import (
@@ -42,9 +41,10 @@ from medssl.core.errors import (
     UsageError,
     printable,
 )
+from medssl.data.jobs import begin, cores
 from medssl.data.parts import File, Parts
-from medssl.data.rows import Keys, dicom_row, flag_words, head_row, refused_row
-from medssl.io import atomic, heads, tags
+from medssl.data.rows import PUBLIC, Keys, dicom_row, flag_words, head_row, refused_row
+from medssl.io import atomic, heads, table, tags
 
 Split = Literal["train", "val", "test"]
 Member = tuple[str, str, str]
@@ -103,6 +103,10 @@ class Indexed:
 
 PART = 50_000
 """Files of one part: what a killed run loses at most."""
+AGAIN = ("unreadable", "too-large")
+"""Codes of files that are looked at in every run: rights and memory change without a trace."""
+NEVER = -1
+"""Time of a file that no file has."""
 LONGEST_PART = 30.0
 """Seconds after which a part is written, however short."""
 CHUNK = 250
@@ -120,6 +124,8 @@ TOLERANCE = 1e-4
 """Up to which direction cosines are equal."""
 
 Progress = Callable[[str, int, int], None]
+Rows = list[tuple[Any, ...]]
+Look = Callable[[list[File]], Rows]
 Listed = tuple[bytes, int, int]
 """Path below the archive, size, or -1 of what is no readable file, and time in ns."""
 
@@ -149,10 +155,15 @@ def index(
             so many studies that it must be a filler.
         OutputError: The index cannot be written, or another run writes it.
     """
+    table.require()
     pattern = _compiled(patient_regex)
     root = root.resolve()
-    if not root.is_dir():
-        raise InputError("is no folder", "give the folder of the archive", file=root)
+    try:
+        os.scandir(root).close()
+    except OSError as error:
+        raise InputError(
+            f"cannot be listed ({error.strerror})", "give the folder of the archive", file=root
+        ) from error
     atomic.make_folder(out)
     with Parts(out).locked():
         parts = Parts.make(out, root)
@@ -211,7 +222,7 @@ def series(index: Path) -> list[SeriesRow]:
     """
     parts = _whole(index)
     root = os.fsencode(parts.root)
-    found = parts.ask(_SERIES)
+    (found,) = parts.ask(_SERIES)
     rows = (dict(zip(found, row, strict=True)) for row in zip(*found.values(), strict=True))
     together: list[SeriesRow] = []
     for _, same in groupby(rows, key=lambda row: row["series"]):
@@ -474,12 +485,14 @@ def _add(
 ) -> None:
     """Look at files and write their rows, part by part."""
     done, gone = 0, lost
-    rows: list[tuple[Any, ...]] = []
+    rows: Rows = []
     listed: list[Listed] = []
     last = time.monotonic()
     for chunk, found in _looked(parts, files, pattern, workers):
         rows += found
-        listed += [file[:3] for file in chunk]
+        for file, row in zip(chunk, found, strict=True):
+            again = row[_CODE] in AGAIN and file.size > 0
+            listed.append((file.path, file.size, NEVER if again else file.mtime_ns))
         gone = gone + [file.old for file in chunk if file.old is not None]
         done += len(chunk)
         if len(rows) >= PART or time.monotonic() - last > LONGEST_PART:
@@ -493,50 +506,43 @@ def _add(
 
 def _looked(
     parts: Parts, files: list[File], pattern: re.Pattern[str] | None, workers: int | None
-) -> Iterator[tuple[list[File], list[tuple[Any, ...]]]]:
+) -> Iterator[tuple[list[File], Rows]]:
     """Rows of files, in their order, in this process or in several."""
     look = partial(_look, os.fsencode(parts.root), parts.salt, pattern)
     chunks = _pieces(files, CHUNK)
-    n = workers or (_cores() if len(files) > FEW else 1)
+    n = workers or (cores() if len(files) > FEW else 1)
     if n == 1:
         yield from ((chunk, look(chunk)) for chunk in chunks)
         return
-    with ProcessPoolExecutor(n, get_context("spawn"), _begin) as pool:
-        waiting: deque[tuple[list[File], Future[list[tuple[Any, ...]]]]] = deque()
+    with ProcessPoolExecutor(n, get_context("spawn"), begin) as pool:
         try:
-            for chunk in chunks:
-                waiting.append((chunk, pool.submit(look, chunk)))
-                if len(waiting) > 4 * n:
-                    first, rows = waiting.popleft()
-                    yield first, rows.result()
-            while waiting:
-                first, rows = waiting.popleft()
-                yield first, rows.result()
-        except BrokenProcessPool as error:
-            raise MemoryLimitError(
-                "a process that reads headers was killed", "run it again, it goes on"
-            ) from error
+            for chunk, future in _submitted(pool, look, chunks, 4 * n):
+                yield chunk, _rows_of(future, look, chunk)
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _begin() -> None:
-    """A process for reading headers ends with the one that started it, and not before."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    Thread(target=_end_with_parent, daemon=True).start()
+def _submitted(
+    pool: ProcessPoolExecutor, look: Look, chunks: Iterable[list[File]], most: int
+) -> Iterator[tuple[list[File], Future[Rows] | None]]:
+    """Chunks in their order with who works on them, no more than so many at a time."""
+    waiting: deque[tuple[list[File], Future[Rows] | None]] = deque()
+    for chunk in chunks:
+        future = None
+        with suppress(BrokenProcessPool):
+            future = pool.submit(look, chunk)
+        waiting.append((chunk, future))
+        if len(waiting) > most:
+            yield waiting.popleft()
+    yield from waiting
 
 
-def _end_with_parent() -> None:
-    """Leave when the parent is gone, even if nobody could tell."""
-    parent = parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
-
-
-def _cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def _rows_of(future: Future[Rows] | None, look: Look, chunk: list[File]) -> Rows:
+    """Of a chunk, from the process that has it; from this one where that was killed."""
+    with suppress(BrokenProcessPool):
+        if future is not None:
+            return future.result()
+    return look(chunk)
 
 
 def _pieces(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
@@ -546,9 +552,7 @@ def _pieces(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
         yield piece
 
 
-def _look(
-    root: bytes, salt: bytes, pattern: re.Pattern[str] | None, files: list[File]
-) -> list[tuple[Any, ...]]:
+def _look(root: bytes, salt: bytes, pattern: re.Pattern[str] | None, files: list[File]) -> Rows:
     """The rows of files, whatever they hold."""
     keys = _keys(salt)
     return [_look_at(root, file, keys, pattern) for file in files]
@@ -595,20 +599,14 @@ def _look_at(
 def _facts(parts: Parts) -> dict[str, Any]:
     """Counts of the rows that hold."""
     of_use = "FROM alive WHERE code = ''"
-    by_modality = parts.ask(
+    by_modality, refused, counts, reader = parts.ask(
         "SELECT CASE WHEN modality <> '' THEN modality ELSE kind END AS name, "
-        f"count(*) AS files, count(DISTINCT series) AS series {of_use} GROUP BY name ORDER BY name"
-    )
-    refused = parts.ask(
-        "SELECT code, count(*) AS n FROM alive WHERE code <> '' GROUP BY code ORDER BY code"
-    )
-    counts = parts.ask(
+        f"count(*) AS files, count(DISTINCT series) AS series {of_use} GROUP BY name ORDER BY name",
+        "SELECT code, count(*) AS n FROM alive WHERE code <> '' GROUP BY code ORDER BY code",
         "SELECT count(DISTINCT series) AS series, count(DISTINCT study) AS studies, "
-        f"count(DISTINCT patient) AS patients {of_use}"
-    )
-    reader = parts.ask(
+        f"count(DISTINCT patient) AS patients {of_use}",
         "SELECT count(*) AS n, count(*) FILTER (\"by\" = 'pydicom') AS slow FROM alive "
-        "WHERE \"by\" IN ('scanner', 'pydicom')"
+        "WHERE \"by\" IN ('scanner', 'pydicom')",
     )
     names, *numbers = by_modality.values()
     return {
@@ -632,10 +630,15 @@ def _warnings(
     Raises:
         InputError: One patient holds so many studies that it must be a filler.
     """
-    by_patient = parts.ask(
+    by_patient, shared, nameless = parts.ask(
         "SELECT patient_by, patient, count(DISTINCT study) AS n FROM alive "
         "WHERE kind = 'dicom' AND code = '' AND patient_by IN ('id', 'regex') "
-        "GROUP BY ALL ORDER BY n DESC"
+        "GROUP BY ALL ORDER BY n DESC",
+        "SELECT count(DISTINCT patient) AS n FROM alive WHERE frame IS NOT NULL "
+        "AND patient_by IN ('id', 'regex') GROUP BY frame ORDER BY n DESC LIMIT 1",
+        "SELECT kind, patient_by, count(*) AS files, count(DISTINCT patient) AS patients "
+        "FROM alive WHERE code = '' AND patient_by NOT IN ('id', 'regex', 'bids') "
+        "GROUP BY ALL ORDER BY ALL",
     )
     warnings = []
     if by_patient["n"]:
@@ -644,15 +647,14 @@ def _warnings(
         share = most / max(facts["studies"], 1)
         if most > MOST_STUDIES and share > MOST_SHARE and most > CROWD * usual:
             fact = f"one patient ID holds {most} of {facts['studies']} studies: it names no patient"
-            remedy = "say how paths name patients with --patient-regex"
             if pattern is None:
-                raise InputError(fact, remedy)
+                raise InputError(fact, "say how paths name patients with --patient-regex")
             warnings.append(f"{fact}; mend --patient-regex")
-    nameless = parts.ask(
-        "SELECT kind, patient_by, count(*) AS files, count(DISTINCT patient) AS patients "
-        "FROM alive WHERE code = '' AND patient_by NOT IN ('id', 'regex', 'bids') "
-        "GROUP BY ALL ORDER BY ALL"
-    )
+    if shared["n"] and shared["n"][0] > 2:
+        warnings.append(
+            f"{shared['n'][0]} patients share one frame of reference and stay in one split: "
+            "it seems to be a filler"
+        )
     for kind, by, files, patients in zip(*nameless.values(), strict=True):
         word = {"dicom": "DICOM file", "nifti": "NIfTI file", "picture": "picture"}[kind]
         several = "s" if files > 1 else ""
@@ -669,4 +671,5 @@ def _warnings(
     return tuple(warnings)
 
 
+_CODE = [name for name in PUBLIC if name != "id"].index("code")
 _STANDS = {"study": "study", "frame": "frame of reference", "file": "file"}

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import uniform_filter
 
-from medssl.data.foreground import background, box_of, distribution
+from medssl.data.foreground import box_of
 
 RUN, CHANGES, KEPT = 16, 12, 64
 """Voxels of a run, neighbours in it that must differ, and what its hash must be divisible by."""
@@ -129,21 +129,20 @@ def thinned(sketch: NDArray[np.int64]) -> tuple[NDArray[np.int64], int]:
     return sketch, every
 
 
-def slice_hash(image: NDArray[Any], modality: str) -> NDArray[np.bool_]:
+def slice_hash(image: NDArray[Any], level: float) -> NDArray[np.bool_]:
     """Bits of each slice along Z that shows something: those of one slice differ in few.
 
     The body's box is shrunk to 32 x 32 by a Gaussian, and of its cosine transform the 16 x 16
     lowest frequencies but the mean are compared with their median.
 
     Args:
-        image: (C, X, Y, Z); of CT in HU.
-        modality: DICOM's word.
+        image: (C, X, Y, Z); read fastest where slices lie as a whole.
+        level: The value above which a voxel is patient (`data.foreground`).
 
     Returns:
         (n_slices, 255).
     """
     grey = image[0] if len(image) == 1 else image.mean(0)
-    level = background(*distribution(grey), modality)
     skip = tuple(max(n // COARSE, 1) for n in grey.shape[:2])
     bits = []
     for z in range(grey.shape[2]):
@@ -235,13 +234,13 @@ def _link(a: str, b: str, test: Test, share: float) -> Link:
 
 
 def _whole(image: NDArray[Any]) -> NDArray[Any]:
-    """Whole numbers as such; reals by their bits."""
+    """Whole numbers as such; reals to one part in 2000, where copies agree."""
     if image.dtype.kind in "iu":
         return image
     rounded = np.rint(image)
     if np.array_equal(rounded, image) and np.abs(rounded).max() < 2**53:
         return rounded.astype(np.int64)
-    return image.astype(np.float32).view(np.int32)
+    return (image.astype(np.float32).view(np.int32).astype(np.int64) + (1 << 11)) >> 12
 
 
 def _windows(flags: NDArray[np.uint8], n: int) -> NDArray[np.uint8]:

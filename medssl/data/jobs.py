@@ -6,10 +6,13 @@ cluster logs of a failure would hold the arguments, paths among them.
 
 import contextlib
 import multiprocessing
+import os
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from importlib import import_module
+from threading import Thread
 from typing import Any, TypeVar
 
 from medssl.core.errors import MemoryLimitError, UsageError
@@ -39,7 +42,7 @@ def each(
 
     Raises:
         UsageError: No scheduler answers there, or Dask is not installed.
-        MemoryLimitError: A process was killed from outside.
+        MemoryLimitError: A process was killed from outside, or could not start.
     """
     if scheduler is not None:
         yield from _on_dask(function, jobs, scheduler)
@@ -49,10 +52,29 @@ def each(
         yield from _in_pool(function, jobs, min(processes, len(jobs)))
 
 
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def begin() -> None:
+    """A process of a pool ends with the one that started it, and not before."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """Leave when the parent is gone, even if nobody could tell."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
 def _in_pool(
     function: Callable[[Job], Result], jobs: Sequence[Job], processes: int
 ) -> Iterator[Result]:
-    pool = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"))
+    pool = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), begin)
     waiting = iter(jobs)
     running: set[Future[Result]] = set()
     try:
@@ -64,8 +86,8 @@ def _in_pool(
             yield from _ready(running)
     except BrokenProcessPool as error:
         raise MemoryLimitError(
-            "a process that prepared a series was killed, as happens when memory runs out",
-            "call it again, with fewer --jobs; what is ready is kept",
+            "a process of the pool was killed, as happens when memory runs out",
+            "call it again with fewer --jobs; scripts need `if __name__ == '__main__'`",
         ) from error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
@@ -107,7 +129,7 @@ def _on_dask(
                 future.release()
         except distributed.scheduler.KilledWorker as error:
             raise MemoryLimitError(
-                "workers that prepared a series were killed, as happens when memory runs out",
+                "workers were killed, as happens when memory runs out",
                 "give them more memory and call it again; what is ready is kept",
             ) from error
         finally:

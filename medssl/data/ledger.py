@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from medssl.core.errors import InputError
+from medssl.core.errors import InputError, MedsslError
 from medssl.data.duplicates import Link
 from medssl.data.store import HEAVY, TABLE, Row, read_rows
 from medssl.io import atomic, journal
@@ -61,26 +61,13 @@ class Done:
     accepted: bool
     rows: tuple[Row, ...] = ()
     skipped: tuple[Skipped, ...] = ()
-    error: tuple[str, str] | None = None
-    """Why nothing can be written any more: fact and remedy."""
+    error: MedsslError | None = None
+    """Why it makes no sense to go on with other series."""
 
 
 def series_of(key: str) -> str:
     """The series of a volume."""
     return key.partition("-")[0]
-
-
-def remembered(out: Path) -> tuple[dict[str, Done], dict[str, str]]:
-    """What became of each series so far, and the volumes that were left out with the reason."""
-    known = finished(out)
-    left_out = {
-        r.key: r.left_out for d in known.values() for r in d.rows if r.left_out not in ("", HAND)
-    }
-    for record in journal.read(out / JOURNAL):
-        if record:
-            result = of_json(record)
-            known[result.key] = result
-    return known, left_out
 
 
 def finished(out: Path) -> dict[str, Done]:
@@ -99,6 +86,12 @@ def finished(out: Path) -> dict[str, Done]:
             before, rows=tuple(rows.get(key, ())), skipped=before.skipped + more
         )
     return known
+
+
+def journaled(out: Path) -> dict[str, Done]:
+    """What became of series since then, in a preparation that did not come to its end."""
+    records = [record for record in journal.read(out / JOURNAL) if record]
+    return {record["key"]: of_json(record) for record in records}
 
 
 def skipped_by_us(known: Mapping[str, Done]) -> set[str]:
@@ -156,7 +149,7 @@ def write_series(file: Path, done: Mapping[str, Done]) -> None:
 
 def as_json(done: Done) -> dict[str, Any]:
     """A line of the journal."""
-    record = dataclasses.asdict(done)
+    record = dataclasses.asdict(dataclasses.replace(done, error=None))
     for row in record["rows"]:
         for name in HEAVY:
             row[name] = base64.b64encode(row[name]).decode()

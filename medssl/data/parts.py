@@ -31,7 +31,7 @@ FORMAT = 1
 MANIFEST, LOCK = "manifest.json", ".lock"
 ROWS, GONE = "rows", "gone"
 SECRETS = "private"
-PATHS, LISTING = f"{SECRETS}/paths", f"{SECRETS}/listing"
+PATHS, LISTING, SCRATCH = (f"{SECRETS}/{name}" for name in ("paths", "listing", "scratch"))
 _GONE = {"id": "int64"}
 _LISTING = {"path": "bytes", "size": "int64", "mtime_ns": "int64"}
 _ALIVE = "(SELECT * FROM paths ANTI JOIN gone USING (id))"
@@ -176,15 +176,16 @@ class Parts:
                 if file.stem not in self.names:
                     atomic.remove(file)
 
-    def ask(self, sql: str) -> dict[str, list[Any]]:
-        """A question over `alive`: the rows that hold, with `path`, `size` and `mtime_ns`.
+    def ask(self, *questions: str) -> list[dict[str, list[Any]]]:
+        """Questions over `alive`: the rows that hold, with `path`, `size` and `mtime_ns`.
 
         Raises:
             InputError: A part is missing or damaged.
         """
         alive = "SELECT * FROM rows JOIN paths USING (id) ANTI JOIN gone USING (id)"
         tables = {n: self._files(f) for n, f in (("rows", ROWS), ("paths", PATHS), ("gone", GONE))}
-        return table.query(f"WITH alive AS ({alive}) {sql}", tables)
+        together = [f"WITH alive AS ({alive}) {question}" for question in questions]
+        return table.queries(together, tables, scratch=self.path / SCRATCH)
 
     def compare(
         self, listing: Iterable[list[tuple[bytes, int, int]]]
@@ -206,14 +207,15 @@ class Parts:
                 total += len(piece)
             tables = {"paths": self._files(PATHS), "gone": self._files(GONE)}
             tables["listing"] = sorted((self.path / LISTING).glob("*.parquet"))
-            news = table.query(
-                f"SELECT n.path, n.size, n.mtime_ns, a.id FROM listing n "
-                f"LEFT JOIN {_ALIVE} a USING (path) WHERE a.id IS NULL OR a.size <> n.size "
-                "OR a.mtime_ns <> n.mtime_ns ORDER BY n.path",
+            news, lost = table.queries(
+                [
+                    f"SELECT n.path, n.size, n.mtime_ns, a.id FROM listing n "
+                    f"LEFT JOIN {_ALIVE} a USING (path) WHERE a.id IS NULL OR a.size <> n.size "
+                    "OR a.mtime_ns <> n.mtime_ns ORDER BY n.path",
+                    f"SELECT id FROM {_ALIVE} ANTI JOIN listing USING (path) ORDER BY id",
+                ],
                 tables,
-            )
-            lost = table.query(
-                f"SELECT id FROM {_ALIVE} ANTI JOIN listing USING (path) ORDER BY id", tables
+                scratch=self.path / SCRATCH,
             )
         finally:
             atomic.remove_folder(self.path / LISTING)

@@ -21,7 +21,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from medssl.core.errors import InputError, MedsslError, MemoryLimitError, OutputError
+from medssl.core.errors import (
+    InputError,
+    InterruptedRunError,
+    MedsslError,
+    MemoryLimitError,
+    OutputError,
+    UsageError,
+)
 from medssl.core.image import Image
 from medssl.data.archive import SeriesRow, groups, split
 from medssl.data.duplicates import (
@@ -47,8 +54,8 @@ from medssl.data.ledger import (
     Skipped,
     as_json,
     finished,
+    journaled,
     read_list,
-    remembered,
     series_of,
     skipped_by_us,
     write_links,
@@ -88,6 +95,8 @@ SMALL = 2**26
 """Bytes of all series together that no other process is started for."""
 EXACT = 2**24
 """Whole numbers below it are exact in the reader's float32."""
+SLAB = 16
+"""Slices that are turned at once."""
 Progress = Callable[[str, int, int], None]
 
 
@@ -177,21 +186,19 @@ def prepare(
     if not series:
         raise InputError("the index holds no series", "index a folder of scans first")
     rows = {s.key: s for s in series}
-    _make_place(out)
-    with _locked(out):
-        known, left_out = remembered(out)
+    with _place(out), _locked(out):
+        last, since = finished(out), journaled(out)
+        known = last | since
         if known and not known.keys() & rows.keys():
             raise InputError(
                 "the store was made from another index", "choose another place with -o"
             )
+        copies = {r.key for d in last.values() for r in d.rows if r.left_out not in ("", HAND)}
+        ours = skipped_by_us(last) | copies
         listed = read_list(out / SKIPPED)
-        before = skipped_by_us(finished(out)) | left_out.keys()
-        wanted = {key: d.accepted for key, d in known.items()}
-        if listed is not None:
-            wanted |= {series_of(key): True for key in before - listed.keys()}
-        by_hand = {
-            k: v for k, v in (listed or {}).items() if k not in before | skipped_by_us(known)
-        }
+        removed = {series_of(key) for key in ours - listed.keys()} if listed is not None else set()
+        wanted = {key: d.accepted or key in removed - since.keys() for key, d in known.items()}
+        by_hand = {k: v for k, v in (listed or {}).items() if k not in ours | skipped_by_us(known)}
         done = {
             key: d
             for key, d in known.items()
@@ -199,8 +206,6 @@ def prepare(
             and not any(s.code in AGAIN for s in d.skipped)
         }  # fmt: skip
         accepted = frozenset(key for key, yes in wanted.items() if yes)
-        if not (out / JOURNAL).exists():
-            journal.append(out / JOURNAL, {})
         read_now: set[str] = set()
         while True:
             joined = _join(done, by_hand, accepted)
@@ -227,30 +232,19 @@ def prepare_series(job: Job) -> Done:
     """Read a series, judge it, and pack its volumes; what went wrong is in the result."""
     rows: list[Row] = []
     skipped: list[Skipped] = []
-    error: tuple[str, str] | None = None
+    error: MedsslError | None = None
     try:
-        if not job.accepted:
-            check_header(job.kind, job.modality, job.flags, job.sides, job.n_frames)
-        for key, image in _images(job):
-            for part in _volumes(key, image):
-                try:
-                    rows.append(_pack(job, image, *part))
-                except RefusedError as refusal:
-                    skipped.append(Skipped(key=part[0], code=refusal.code, fact=refusal.fact))
-    except RefusedError as refusal:
-        skipped = [Skipped(key=job.key, code=refusal.code, fact=refusal.fact)]
-    except OutputError as refusal:
-        error = refusal.fact, refusal.remedy
-    except (MemoryLimitError, MemoryError):
-        skipped = [Skipped(key=job.key, code="too-large", fact=CODES["too-large"])]
-    except MedsslError as refusal:
-        found = code_of(InputError(refusal.fact))
-        skipped = [Skipped(key=job.key, code=found.code, fact=found.fact)]
-    except Exception as failure:  # noqa: BLE001 (one series must not stop a night's work)
-        name = type(failure).__name__
-        skipped = [Skipped(key=job.key, code="failed", fact=f"{name} while it was prepared")]
-    if skipped and skipped[0].key == job.key:
-        rows = []
+        with _listing(skipped, job.key):
+            if not job.accepted:
+                check_header(job.kind, job.modality, job.flags, job.sides, job.n_frames)
+            for key, paths in _parts(job):
+                with _listing(skipped, key):
+                    image = _read(job, key, paths)
+                    for volume in _volumes(key, image):
+                        with _listing(skipped, volume[0]):
+                            rows.append(_pack(job, image, *volume))
+    except (OutputError, UsageError) as refusal:
+        error = refusal
     return Done(
         key=job.key,
         stamp=job.stamp,
@@ -259,6 +253,30 @@ def prepare_series(job: Job) -> Done:
         skipped=tuple(skipped),
         error=error,
     )
+
+
+@contextlib.contextmanager
+def _listing(skipped: list[Skipped], key: str) -> Iterator[None]:
+    """Whatever keeps a series or volume out goes to the list, and the work goes on.
+
+    Raises:
+        OutputError: Nothing can be written any more.
+        UsageError: A package is missing.
+    """
+    try:
+        yield
+    except (OutputError, UsageError):
+        raise
+    except RefusedError as refusal:
+        skipped.append(Skipped(key=key, code=refusal.code, fact=refusal.fact))
+    except (MemoryLimitError, MemoryError):
+        skipped.append(Skipped(key=key, code="too-large", fact=CODES["too-large"]))
+    except MedsslError as refusal:
+        found = code_of(refusal)
+        skipped.append(Skipped(key=key, code=found.code, fact=found.fact))
+    except Exception as failure:  # noqa: BLE001 (one series must not stop a night's work)
+        fact = f"{type(failure).__name__} while it was prepared"
+        skipped.append(Skipped(key=key, code="failed", fact=fact))
 
 
 def canonical(
@@ -308,19 +326,18 @@ def as_stored(data: NDArray[np.float32], image: Image) -> NDArray[Any]:
     return data
 
 
-def _images(job: Job) -> Iterator[tuple[str, Image]]:
-    """The images of a series and their keys: one, or one for each instance that is a picture."""
+def _parts(job: Job) -> list[tuple[str, tuple[Path, ...]]]:
+    """Keys and files of the images of a series: one, or of projections each instance."""
+    if job.kind == "dicom" and job.modality in PLANAR and len(job.paths) > 1:
+        return [(f"{job.key}-{k}", (path,)) for k, path in enumerate(job.paths)]
+    return [(job.key, job.paths)]
+
+
+def _read(job: Job, key: str, paths: tuple[Path, ...]) -> Image:
     limits = Limits(memory=job.memory)
     if job.kind != "dicom":
-        yield job.key, read(job.paths[0], limits=limits)
-        return
-    found = [Source(p) for p in job.paths]
-    if job.modality not in PLANAR:
-        yield job.key, read_sources(found, job.key, limits, allow_gaps=job.accepted)
-        return
-    for k, source in enumerate(found):
-        key = job.key if len(found) == 1 else f"{job.key}-{k}"
-        yield key, read_sources([source], job.key, limits)
+        return read(paths[0], limits=limits)
+    return read_sources([Source(p) for p in paths], key, limits, allow_gaps=job.accepted)
 
 
 def _volumes(
@@ -350,22 +367,22 @@ def _pack(
         RefusedError: It stays out.
         OutputError: It cannot be written.
     """
-    modality = image.modality or job.modality
-    is_picture = modality == "PICTURE" or job.modality in PLANAR
-    volume, affine = canonical(as_stored(data, image), image.geometry.affine)
-    check_finite(volume)
+    is_picture = job.modality in PLANAR or (job.kind == "picture" and len(image.shape) == 2)
+    modality = image.modality or job.modality or ("PICTURE" if is_picture else "")
+    as_read, affine = canonical(as_stored(data, image), image.geometry.affine)
+    check_finite(as_read)
     if valid is not None:
-        valid, _ = canonical(valid[None], image.geometry.affine)
-        valid = valid[0]
+        valid = canonical(valid[None], image.geometry.affine)[0][0]
     if not job.accepted:
         check_grid(image, is_picture)
+    volume = _laid_out(as_read)
+    if not job.accepted:
         check_values(volume, job.kind, valid)
     measured = measure(volume, modality, valid)
     if not (job.accepted or is_picture):
         check_foreground(measured)
-    slices = slice_hash(volume, modality)
-    volume = np.ascontiguousarray(volume)
     sketch, every = thinned(voxel_sketch(volume))
+    slices = slice_hash(as_read, measured.level)  # slices still lie as a whole there
     write_b2nd(volume_path(job.store, key), volume, job.codec, overwrite=True)
     row = row_of(
         volume,
@@ -381,6 +398,14 @@ def _pack(
     return dataclasses.replace(
         row, frame=job.frame, sketch=sketch.tobytes(), every=every, slices=packed(slices)
     )
+
+
+def _laid_out(view: NDArray[Any]) -> NDArray[Any]:
+    """The voxels of a view in memory order, a few slices at a time, which keeps to the cache."""
+    volume = np.empty(view.shape, view.dtype)
+    for z in range(0, view.shape[-1], SLAB):
+        volume[..., z : z + SLAB] = view[..., z : z + SLAB]
+    return volume
 
 
 def _job(
@@ -411,18 +436,22 @@ def _results(
     """What became of each series.
 
     Raises:
-        OutputError: Nothing can be written any more.
+        InterruptedRunError: From the keyboard.
+        MedsslError: It makes no sense to go on.
     """
     if progress is not None:
         progress("preparing", 0, len(work))
     few = scheduler is None and sum(_size(j) for j in work) <= SMALL
     results = each(prepare_series, work, processes=1 if few else jobs, scheduler=scheduler)
-    for k, result in enumerate(results):
-        if result.error is not None:
-            raise OutputError(*result.error, file=f"{result.key}.b2nd")
-        yield result
-        if progress is not None:
-            progress("preparing", k + 1, len(work))
+    try:
+        for k, result in enumerate(results):
+            if result.error is not None:
+                raise result.error
+            yield result
+            if progress is not None:
+                progress("preparing", k + 1, len(work))
+    except KeyboardInterrupt as error:
+        raise InterruptedRunError("interrupted", "run it again, it goes on") from error
 
 
 def _size(job: Job) -> int:
@@ -474,7 +503,7 @@ def _finish(
     modality = {s.key: s.modality for s in series.values()}
     skipped = [s for d in done.values() for s in d.skipped]
     skipped += [
-        Skipped(key=r.key, code="copy", fact=f"a copy of {r.left_out}")
+        Skipped(key=r.key, code="copy", fact=f"its voxels are in {_original(r, joined)}")
         for r in joined.left_out
         if r.left_out != HAND
     ]
@@ -501,10 +530,19 @@ def _finish(
     write_manifest(out, {k: v for k, v in facts.items() if k not in ("path", "n_new")})
     atomic.remove(out / JOURNAL)
     wanted = {volume_path(out, r.key) for r in kept}
-    for file in sorted((out / VOLUMES).iterdir()):
+    for file in [*atomic.leftovers(out), *(out / VOLUMES).iterdir()]:
         if file not in wanted:
             atomic.remove(file)
     return made
+
+
+def _original(row: Row, joined: _Joined) -> str:
+    """The volume that stays, of one that may be a copy of a copy."""
+    copies = {r.key: r.left_out for r in joined.left_out}
+    key = row.left_out
+    while key in copies and copies[key] != HAND:
+        key = copies[key]
+    return key
 
 
 def _print(row: Row) -> Print:
@@ -525,17 +563,26 @@ def _counted(words: Iterable[str]) -> dict[str, int]:
     return dict(sorted(Counter(words).items()))
 
 
-def _make_place(out: Path) -> None:
-    """The folder of a store, which may exist if a store lies there or was begun.
+@contextlib.contextmanager
+def _place(out: Path) -> Iterator[None]:
+    """The folder of a store, new or begun; one in which nothing was done is not left behind.
 
     Raises:
         OutputError: Something else lies there, or it cannot be made.
     """
-    begun = (out / JOURNAL).is_file() or (out / SERIES).is_file()
-    if not begun:
+    if not any((out / name).is_file() for name in (JOURNAL, SERIES)):
         atomic.check_target(out, overwrite=False)
         atomic.make_folder(out)
+        journal.append(out / JOURNAL, {})  # whose folder this is
     atomic.make_folder(out / VOLUMES)
+    try:
+        yield
+    except BaseException:
+        if not (out / SERIES).is_file() and not journaled(out):
+            atomic.remove(out / JOURNAL)
+            atomic.remove_if_empty(out / VOLUMES)
+            atomic.remove_if_empty(out)
+        raise
 
 
 @contextlib.contextmanager

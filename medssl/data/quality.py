@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from medssl.core.errors import InputError
+from medssl.core.errors import MedsslError
 from medssl.core.image import Image
 from medssl.data.foreground import Foreground
 from medssl.io.series import SeriesOrigin
@@ -45,9 +45,10 @@ SHEAR = 0.1
 LABELS, ALIKE = 512, 0.8
 """A segmentation has fewer values, and more of its marked neighbours are equal than that: the noise
 of any scan tells more of them apart."""
+MARGIN, GREY = 0.1, 0.02
+"""Of the range of a mask that was packed with loss, and of its pixels that lie inside of it."""
 FLAGS: Mapping[str, str] = {
     "LOCALIZER": "localizer",
-    "SCOUT": "localizer",
     "SECONDARY": "secondary-capture",
     "BURNED_IN": "burned-in",
 }
@@ -60,10 +61,12 @@ _SENTENCES = (
     ("duplicate-position", r"is not one volume: \d+ images at \d+ positions"),
     (
         "truncated",
-        r"PixelData has \d+ bytes|ends inside|cut short|compressed (pixels|fragments)|decodes to",
+        r"PixelData (has|claims) \d+ bytes|reaches past|ends inside|cut short"
+        "|compressed (pixels|fragments)",
     ),
     ("not-an-image", "holds no image|holds no DICOM|is not DICOM|is no scan|has no PixelData"),
     ("not-finite", "NaN or infinite"),
+    ("labels", "its colours are 1$"),  # black and white
 )
 """Codes of what the readers say; tested on files with each fault."""
 _QUOTED = re.compile(r"'[^']*'|\"[^\"]*\"|\([^)]*\)")
@@ -78,7 +81,7 @@ class RefusedError(Exception):
         self.fact = fact or CODES[code]
 
 
-def code_of(error: InputError) -> RefusedError:
+def code_of(error: MedsslError) -> RefusedError:
     """What a reader's refusal is called here; words in quotes and brackets come from the file."""
     said = _QUOTED.sub("...", error.fact)
     for code, pattern in _SENTENCES:
@@ -150,6 +153,8 @@ def check_values(volume: NDArray[Any], kind: str, valid: NDArray[np.bool_] | Non
         raise RefusedError("constant", value)
     if kind == "nifti" and looks_like_labels(volume[0]):
         raise RefusedError("labels")
+    if kind == "picture" and (looks_like_labels(volume[0]) or is_black_and_white(volume)):
+        raise RefusedError("labels")
 
 
 def check_finite(volume: NDArray[Any]) -> None:
@@ -183,6 +188,14 @@ def looks_like_labels(volume: NDArray[Any]) -> bool:
     n = int(np.count_nonzero(marked))
     alike = int(np.count_nonzero(marked & (volume[1:] == volume[:-1])))
     return n > 0 and alike > ALIKE * n and len(np.unique(volume)) < LABELS
+
+
+def is_black_and_white(picture: NDArray[Any]) -> bool:
+    """Whether all but a few pixels are next to the darkest or to the brightest value."""
+    low, high = float(picture.min()), float(picture.max())
+    margin = MARGIN * (high - low)
+    between = np.count_nonzero((picture > low + margin) & (picture < high - margin))
+    return int(between) < GREY * picture.size
 
 
 def _check_sides(sides: Sequence[int]) -> None:

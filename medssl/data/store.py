@@ -144,7 +144,7 @@ class Store:
         """
         path = Path(path)
         with naming(path):
-            _check_manifest(path)
+            read_manifest(path)
             rows = [r for r in read_rows(path, heavy=False) if not r.left_out]
             if not rows:
                 raise InputError(
@@ -218,7 +218,7 @@ def write_store(out: Path, volumes: Iterable[Made], codec: Codec = "zstd") -> St
                 )
             )  # fmt: skip
         write_rows(place, sorted(rows, key=lambda r: r.key))
-        write_manifest(place, {"volumes": len(rows)})
+        write_manifest(place, {"n_volumes": len(rows)})
     return Store.open(out)
 
 
@@ -320,16 +320,28 @@ def digest(rows: Sequence[Row]) -> str:
     return hashlib.sha256(json.dumps(said).encode()).hexdigest()
 
 
-def _check_manifest(store: Path) -> None:
+def is_store(path: Path) -> bool:
+    """Whether a folder is a store, or is becoming one."""
+    return (path / VOLUMES).is_dir()
+
+
+def read_manifest(store: Path) -> dict[str, Any]:
+    """What a store as a whole says of itself: counts, nothing that names a patient.
+
+    Raises:
+        InputError: No store, damaged, of another version, or its preparation did not end.
+    """
     file = store / MANIFEST
     if not file.is_file():
         raise InputError("is no store, or one whose preparation did not end", AGAIN)
     try:
-        found = json.loads(file.read_bytes())["format"]
-    except (ValueError, KeyError, TypeError, OSError) as error:
+        facts: dict[str, Any] = json.loads(file.read_bytes())
+        found = facts.pop("format")
+    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
         raise InputError("is damaged", AGAIN, file=file) from error
     if found != FORMAT:
         raise InputError(f"is a store of format {found}, not {FORMAT}", AGAIN)
+    return facts
 
 
 def _volume(index: int, row: Row) -> Volume:

@@ -45,7 +45,7 @@ def head(path: str | bytes | Path) -> Head | None:
         first = handle.read(WINDOW)
         try:
             found = _head(first, handle)
-        except (struct.error, IndexError, ValueError, zlib.error) as error:
+        except (struct.error, IndexError, ValueError, OverflowError, zlib.error) as error:
             raise InputError("ends inside its header", COPY_AGAIN) from error
     if found is not None and (not found.shape or min(found.shape) < 1):
         raise InputError(f"has shape {found.shape}", COPY_AGAIN)

@@ -298,6 +298,8 @@ def read_sources(
     scan = _scan(found, limits)
     if not scan.groups:
         raise InputError("holds no image any more", "look at the folder again")
+    for group in scan.groups:  # what is wrong with one image is said, not that it differs
+        _check_group(group, scan.groups)
     select(_table(scan), None)
     return _read(scan.groups[0], scan, limits, name, allow_gaps, False)
 

@@ -11,7 +11,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from medssl.core.errors import InputError, UsageError
+from medssl.core.errors import InputError, MemoryLimitError, UsageError
 from medssl.io import atomic
 
 EXTRA = "medssl[archive]"
@@ -19,6 +19,16 @@ LEVEL = 5
 """Of zstd: beyond it archives of headers shrink by under 2 % and writing takes twice as long."""
 _LIST = re.compile(r"\[(.+)\]")
 _BYTES = re.compile(r"bytes(\d+)")
+
+
+def require() -> None:
+    """Refuse at once what could not be done later.
+
+    Raises:
+        UsageError: A package of the extra is not installed.
+    """
+    for name in ("pyarrow.parquet", "duckdb"):
+        _package(name)
 
 
 def write_parquet(
@@ -104,29 +114,44 @@ def n_rows(source: Path) -> int:
         return int(pq.ParquetFile(handle).metadata.num_rows)
 
 
-def query(sql: str, tables: Mapping[str, Sequence[Path]]) -> dict[str, list[Any]]:
-    """Ask a question of tables.
+def query(
+    sql: str, tables: Mapping[str, Sequence[Path]], *, scratch: Path | None = None
+) -> dict[str, list[Any]]:
+    """Ask a question of tables; as `queries` does with several."""
+    return queries([sql], tables, scratch=scratch)[0]
+
+
+def queries(
+    sql: Sequence[str], tables: Mapping[str, Sequence[Path]], *, scratch: Path | None = None
+) -> list[dict[str, list[Any]]]:
+    """Ask questions of tables.
 
     Args:
-        sql: In DuckDB's dialect, over the names of the tables. It is written by the caller, never
-            by a user.
+        sql: In DuckDB's dialect, over the names of the tables. They are written by the caller,
+            never by a user.
         tables: The files that make up each table, at least one each and all of the same columns.
+        scratch: Folder for what does not fit into memory, made when needed; None: nothing is
+            written anywhere.
+
+    Returns:
+        The answers, by column.
 
     Raises:
         UsageError: The extra is not installed.
         InputError: A file is missing or damaged.
+        MemoryLimitError: An answer needs more memory than there is.
     """
     duckdb = _package("duckdb")
-    _package("pyarrow")  # of which the answer is made
+    _package("pyarrow")  # of which the answers are made
     first = next(iter(tables.values()))[0]
     # nothing is fetched or loaded behind the user's back
     settings = {"autoinstall_known_extensions": "false", "autoload_known_extensions": "false"}
+    settings["temp_directory"] = "" if scratch is None else str(scratch)
     with _refusals(first), duckdb.connect(":memory:", config=settings) as connection:
         connection.execute("SET enable_progress_bar = false")
         for name, files in tables.items():
             connection.read_parquet([str(f) for f in files]).create_view(name)
-        found: dict[str, list[Any]] = connection.sql(sql).to_arrow_table().to_pydict()
-    return found
+        return [connection.sql(question).to_arrow_table().to_pydict() for question in sql]
 
 
 def _type(pa: Any, kind: str) -> Any:
@@ -159,10 +184,16 @@ def _refusals(source: Path) -> Iterator[None]:
     """Every complaint of the two packages about a file, in one line."""
     pa = _package("pyarrow")
     known: tuple[type[Exception], ...] = (pa.ArrowException, OSError, EOFError)
+    full: tuple[type[Exception], ...] = (pa.ArrowMemoryError,)
     with suppress(ImportError):
-        known += (import_module("duckdb").Error,)
+        duckdb = import_module("duckdb")
+        known, full = (*known, duckdb.Error), (*full, duckdb.OutOfMemoryException)
     try:
         yield
+    except full as error:
+        raise MemoryLimitError(
+            "the tables need more memory than is free", "close other programs", file=source
+        ) from error
     except known as error:
         raise InputError(
             "is no table, or a damaged one",

@@ -2,8 +2,8 @@
 
 The scanner walks over the elements of little-endian files by their lengths and stops after the
 last wanted group; sequences are jumped over, or walked where they have no length. Whatever it does
-not know (deflated, big endian, no preamble, functional groups of Enhanced images, damage) it hands
-to the checked walker of `io.dicom` with pydicom behind it.
+not know (deflated, big endian, no preamble, damage) it hands to the checked walker of `io.dicom`
+with pydicom behind it. Of Enhanced images it reads the geometry of the first frame.
 """
 
 import math
@@ -231,7 +231,7 @@ def _scanned(window: bytes) -> Header:
     if not syntax or syntax in FOREIGN:
         raise _UnknownError
     walk = _walk_implicit if syntax == IMPLICIT_LE else _walk_explicit
-    walk(window, start, found)
+    at = walk(window, start, found)
     values = _EMPTY.copy()
     for slot, raw in found.items():
         if raw:
@@ -239,10 +239,11 @@ def _scanned(window: bytes) -> Header:
     if not _is_plain(b"".join([found.get(slot, b"") for slot in _WRITTEN])):
         for slot in _WRITTEN:
             values[slot] = _in_charset(found.get(slot, b""), slot == _NAME, values[_CHARSET])
-    header = Header(*values)
-    if header.sop_class in ENHANCED:
-        raise _UnknownError
-    return header
+    if values[_CLASS] in ENHANCED:
+        for slot, value in _functional(window, at, syntax == IMPLICIT_LE).items():
+            if values[slot] in (None, ()):
+                values[slot] = value
+    return Header(*values)
 
 
 def _walk_meta(window: bytes, found: dict[int, bytes]) -> int:
@@ -265,7 +266,7 @@ def _walk_meta(window: bytes, found: dict[int, bytes]) -> int:
     return at
 
 
-def _walk_explicit(window: bytes, at: int, found: dict[int, bytes]) -> None:
+def _walk_explicit(window: bytes, at: int, found: dict[int, bytes]) -> int:
     """Take the wanted elements of a data set whose elements carry their VR: the hot loop.
 
     Only elements of a long VR are asked whether they lie behind the last group: pixels and
@@ -283,7 +284,7 @@ def _walk_explicit(window: bytes, at: int, found: dict[int, bytes]) -> None:
             at += 8 + length
             continue
         if tag & 0xFFFF > _LAST_GROUP:
-            return
+            return at
         if vr not in _LONG or tag in slots:
             raise _UnknownError
         (length,) = _word(window, at + 8)
@@ -294,9 +295,10 @@ def _walk_explicit(window: bytes, at: int, found: dict[int, bytes]) -> None:
             at = _skip(window, at, vr == b"UN")
         else:
             raise _UnknownError
+    return at
 
 
-def _walk_implicit(window: bytes, at: int, found: dict[int, bytes]) -> None:
+def _walk_implicit(window: bytes, at: int, found: dict[int, bytes]) -> int:
     """Take the wanted elements of a data set whose elements carry no VR."""
     slots, end = _SLOTS, len(window)
     if window[at + 4 : at + 6] in _SHORT:  # explicit, whatever the meta information says
@@ -304,7 +306,7 @@ def _walk_implicit(window: bytes, at: int, found: dict[int, bytes]) -> None:
     while at != end:
         tag, length = _implicit(window, at)
         if tag & 0xFFFF > _LAST_GROUP:
-            return
+            return at
         at += 8
         if length == _UNDEFINED:
             at = _skip(window, at, True)
@@ -312,6 +314,91 @@ def _walk_implicit(window: bytes, at: int, found: dict[int, bytes]) -> None:
         if tag in slots:
             found[slots[tag]] = window[at : at + length]
         at += length
+    return at
+
+
+def _functional(window: bytes, at: int, implicit: bool) -> dict[int, Any]:
+    """What all frames share, and for the rest the first frame.
+
+    Args:
+        window: Of the file.
+        at: An element of the data set before them.
+        implicit: Whether elements carry no VR.
+
+    Returns:
+        Values by their place in `Header`.
+    """
+    found: dict[int, Any] = {}
+    for _ in range(MOST):
+        if at == len(window):
+            break
+        tag, length = _implicit(window, at)
+        if tag & 0xFFFF > _FUNCTIONAL_GROUP:
+            break
+        start, length, inner = _inside(window, at, length, implicit)
+        if tag in (_SHARED, _FRAMES):
+            at = _first_item(window, start, length, inner, _FUNCTIONAL_TAGS, found)
+            if tag == _FRAMES:
+                break
+        else:
+            at = start + length if length != _UNDEFINED else _skip(window, start, inner)
+    return found
+
+
+def _first_item(
+    window: bytes,
+    at: int,
+    length: int,
+    implicit: bool,
+    wanted: dict[int, Any],
+    found: dict[int, Any],
+) -> int:
+    """Take elements of the first item of a sequence; where the element after it starts.
+
+    Args:
+        window: Of the file.
+        at: Start of the sequence's value.
+        length: Of it, or undefined.
+        implicit: Whether elements inside carry no VR.
+        wanted: By tag, the place of an element in `Header`, or of a sequence what is wanted of it.
+        found: Where values go, unless there is one.
+    """
+    if length == 0:
+        return at
+    after = at + length
+    tag, size = _implicit(window, at)
+    at += 8
+    if tag == _SEQUENCE_END:
+        return at
+    if tag != _ITEM:
+        raise _UnknownError
+    stop = at + size if size != _UNDEFINED else -1
+    for _ in range(MOST):
+        if at == stop:
+            break
+        tag, size = _implicit(window, at)
+        if tag == _ITEM_END:
+            at += 8
+            break
+        start, size, inner = _inside(window, at, size, implicit)
+        goal = wanted.get(tag)
+        if isinstance(goal, dict):
+            at = _first_item(window, start, size, inner, goal, found)
+        elif size == _UNDEFINED:
+            at = _skip(window, start, inner)
+        else:
+            vr = b"FD" if tag == _ECHO else b"DS"
+            if goal is not None and goal not in found:
+                if start + size > len(window):
+                    raise IndexError
+                if not implicit and window[at + 4 : at + 6] != vr:
+                    raise _UnknownError
+                raw = window[start : start + size]
+                found[goal] = _first_double(raw) if tag == _ECHO else _TAKE[goal](raw)
+            at = start + size
+    else:
+        raise _UnknownError
+    return after if length != _UNDEFINED else _skip(window, at, implicit)
 
 
 def _skip(window: bytes, at: int, implicit: bool) -> int:
@@ -414,7 +501,9 @@ _PLACES = {name: slot for slot, name in enumerate(_TAGS)}
 _SLOTS = {(tag & 0xFFFF) << 16 | tag >> 16: _PLACES[name] for name, (tag, _) in _TAGS.items()}
 """Place in `Header` by the tag as a little-endian word."""
 _VRS = [vr.encode() for _, vr in _TAGS.values()]
-_SYNTAX, _CHARSET, _NAME = (_PLACES[name] for name in ("syntax", "charset", "patient_name"))
+_SYNTAX, _CHARSET, _CLASS, _NAME = (
+    _PLACES[name] for name in ("syntax", "charset", "sop_class", "patient_name")
+)
 _READERS: dict[str, Callable[[bytes], Any]] = {
     "DS": _first_float,
     "IS": _first_integer,
@@ -480,29 +569,41 @@ def _value(name: str, raw: bytes | None, elements: Any, little: bool, charset: s
 
 
 _FUNCTIONAL = (
-    ("spacing", "PixelMeasuresSequence", "PixelSpacing"),
-    ("thickness", "PixelMeasuresSequence", "SliceThickness"),
-    ("orientation", "PlaneOrientationSequence", "ImageOrientationPatient"),
-    ("position", "PlanePositionSequence", "ImagePositionPatient"),
-    ("slope", "PixelValueTransformationSequence", "RescaleSlope"),
-    ("intercept", "PixelValueTransformationSequence", "RescaleIntercept"),
-    ("echo_time", "MREchoSequence", "EffectiveEchoTime"),
+    ("spacing", 0x00289110, 0x00280030),
+    ("thickness", 0x00289110, 0x00180050),
+    ("orientation", 0x00209116, 0x00200037),
+    ("position", 0x00209113, 0x00200032),
+    ("slope", 0x00289145, 0x00281053),
+    ("intercept", 0x00289145, 0x00281052),
+    ("echo_time", 0x00189114, 0x00189082),
 )
-"""Field, functional group and keyword."""
+"""Field, sequence of a functional group, tag inside. The groups are pixel measures, plane
+orientation, plane position, pixel value transformation and MR echo."""
+_SHARED, _FRAMES, _FUNCTIONAL_GROUP = 0x92295200, 0x92305200, 0x5200
+_ECHO = 0x90820018
+
+
+def _as_word(tag: int) -> int:
+    return (tag & 0xFFFF) << 16 | tag >> 16
+
+
+_FUNCTIONAL_TAGS: dict[int, dict[int, int]] = {}
+for _name, _group, _tag in _FUNCTIONAL:
+    _FUNCTIONAL_TAGS.setdefault(_as_word(_group), {})[_as_word(_tag)] = _PLACES[_name]
 
 
 def _add_functional(values: dict[str, Any], dataset: "Dataset") -> None:
     """Fill fields from what all frames share, or else from the first frame."""
     groups = [
         dataset[sequence].value[0]
-        for sequence in ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
-        if dataset.get(sequence)
+        for sequence in (0x52009229, 0x52009230)
+        if sequence in dataset and dataset[sequence].value
     ]
-    for name, group, keyword in _FUNCTIONAL:
-        for shared in groups:
-            inside = shared.get(group)
-            given = inside[0].get(keyword) if inside else None
-            if values[name] in (None, ()) and given is not None:
+    for name, sequence, tag in _FUNCTIONAL:
+        for group in groups:
+            inside = group[sequence].value if sequence in group else []
+            given = inside[0][tag].value if inside and tag in inside[0] else None
+            if values[name] in (None, ()) and given not in (None, ""):
                 numbers = tuple(map(float, given if name in LISTS else [given]))
                 if all(map(math.isfinite, numbers)):
                     values[name] = numbers if name in LISTS else numbers[0]

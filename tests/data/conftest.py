@@ -11,7 +11,7 @@ from medssl.data.archive import SeriesRow
 from medssl.io.example_series import ct_series
 
 
-def body(shape=(80, 72, 20), seed: int = 0) -> np.ndarray:
+def trunk(shape=(80, 72, 20), seed: int = 0) -> np.ndarray:
     """A noisy trunk of water with organs in air, HU; every seed is another patient."""
     rng = np.random.default_rng(seed)
     x, y, z = np.meshgrid(*(np.linspace(-1, 1, n) for n in shape), indexing="ij")
@@ -20,10 +20,10 @@ def body(shape=(80, 72, 20), seed: int = 0) -> np.ndarray:
         at, size = rng.uniform(-0.55, 0.55, 3), rng.uniform(0.1, 0.35, 3)
         inside = sum(((a - b) / c) ** 2 for a, b, c in zip((x, y, z), at, size, strict=True)) < 1
         hu[inside] = rng.uniform(-300, 300)
-    return np.rint(hu + rng.normal(0, 12, shape)).astype(np.int16)
+    return np.rint(hu + rng.normal(0, 12, shape)).clip(-1024).astype(np.int16)
 
 
-def row(
+def series_row(
     name: str,
     paths: Sequence[Path],
     *,
@@ -55,13 +55,25 @@ def row(
     )
 
 
+@pytest.fixture(scope="session")
+def body() -> Callable[..., np.ndarray]:
+    """Make the noisy trunk of a patient: `body(shape, seed=0)`, HU."""
+    return trunk
+
+
+@pytest.fixture
+def row() -> Callable[..., SeriesRow]:
+    """Make a row of files that are there."""
+    return series_row
+
+
 @pytest.fixture
 def ct(tmp_path) -> Callable[..., SeriesRow]:
     """Write a CT series and give its row."""
 
     def make(name: str, hu: np.ndarray | None = None, *, seed: int = 0, **more) -> SeriesRow:
-        hu = body(seed=seed) if hu is None else hu
+        hu = trunk(seed=seed) if hu is None else hu
         paths = ct_series(tmp_path / "archive" / name, hu, (0.8, 0.8, 3.0), seed=seed + 1)
-        return row(name, paths, **more)
+        return series_row(name, paths, **more)
 
     return make

@@ -283,6 +283,24 @@ def test_a_failing_reader_costs_one_file(tmp_path, ct, monkeypatch):
     assert run(tmp_path).refused == {"damaged": 1}
 
 
+def test_a_file_that_could_not_be_read_is_tried_again(tmp_path, ct, monkeypatch):
+    ct("1.dcm")
+    ct("2.dcm", number=2)
+    with monkeypatch.context() as patch:
+        scan = archive.tags.scan
+
+        def refuse(path):
+            if path.endswith(b"1.dcm"):
+                raise PermissionError
+            return scan(path)
+
+        patch.setattr(archive.tags, "scan", refuse)
+        assert run(tmp_path).refused == {"unreadable": 1}
+    found = run(tmp_path)
+    assert (found.changed, found.refused) == (1, {})
+    assert run(tmp_path).changed == 0
+
+
 def test_nifti_and_pictures_find_their_patients(tmp_path, nifti):
     root = tmp_path / "archive"
     volume = np.zeros((4, 5, 6), np.int16)
@@ -352,6 +370,57 @@ def test_small_archives_are_not_refused(tmp_path, ct, patients, studies):
     assert run(tmp_path).patients == patients
 
 
+def test_a_frame_of_reference_of_many_patients_is_told(tmp_path, ct):
+    for number in range(4):
+        frame = uid("everybody's")
+        ct(f"{number}.dcm", patient=f"P{number}", study=f"S{number}", FrameOfReferenceUID=frame)
+    assert "4 patients share one frame" in run(tmp_path).warnings[0]
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="processes are listed elsewhere")
+def test_processes_end_with_the_one_that_started_them(tmp_path, ct):
+    for number in range(60):
+        ct(f"{number}.dcm", number=number)
+    code = (
+        "import os, sys, time; from pathlib import Path; from medssl.data import archive\n"
+        "def told(stage, done, total):\n"
+        "    if done:\n"
+        "        children = Path(f'/proc/{os.getpid()}/task/{os.getpid()}/children').read_text()\n"
+        "        print(children, flush=True); time.sleep(60)\n"
+        "archive.CHUNK = 5\n"
+        "archive.index(Path(sys.argv[1]), Path(sys.argv[2]), workers=2, progress=told)\n"
+    )
+    words = [sys.executable, "-c", code, tmp_path / "archive", tmp_path / "index"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
+        children = [int(word) for word in process.stdout.readline().split()]
+        process.kill()
+    assert len(children) > 1
+    for _ in range(100):
+        left = [child for child in children if Path(f"/proc/{child}").exists()]
+        if not left:
+            break
+        time.sleep(0.1)
+    assert left == []
+    assert run(tmp_path).files == 60
+
+
+def test_killed_processes_cost_nothing(tmp_path, ct, monkeypatch):
+    for number in range(20):
+        ct(f"{number}.dcm", number=number)
+    monkeypatch.setattr(archive, "CHUNK", 2)
+
+    class Broken(archive.ProcessPoolExecutor):
+        def submit(self, *words):
+            if getattr(self, "used", 0) > 2:
+                raise archive.BrokenProcessPool
+            self.used = getattr(self, "used", 0) + 1
+            return super().submit(*words)
+
+    monkeypatch.setattr(archive, "ProcessPoolExecutor", Broken)
+    assert run(tmp_path, workers=2).modalities == {"CT": 20}
+    assert len(series(tmp_path)[0].paths) == 20
+
+
 def test_what_is_no_image_is_told(tmp_path, ct):
     ct("DICOMDIR", SeriesInstanceUID=None, Rows=None, SOPClassUID="1.2.840.10008.1.3.10")
     ct("shot.dcm", SOPClassUID=SecondaryCaptureImageStorage, BurnedInAnnotation="YES")
@@ -407,7 +476,7 @@ def test_keys_need_the_salt(tmp_path, ct):
 
 def test_wrong_folders_end_in_one_line(tmp_path, ct):
     ct("a.dcm")
-    with pytest.raises(InputError, match="no folder"):
+    with pytest.raises(InputError, match="cannot be listed"):
         archive.index(tmp_path / "missing", tmp_path / "index")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.txt").touch()

@@ -2,9 +2,12 @@
 
 import json
 import pickle
+import time
 
+import nibabel as nib
 import numpy as np
 import pytest
+from scipy.ndimage import gaussian_filter
 
 from medssl.core.errors import InputError, OutputError
 from medssl.data.foreground import distribution, measure, threshold
@@ -119,6 +122,17 @@ def test_nothing_around_the_patient_is_nothing():
     assert measured.share == pytest.approx(15 * 5 * 27 / 30**3)
 
 
+def test_zeros_around_the_field_of_view_do_not_make_air_a_patient():
+    rng = np.random.default_rng(0)
+    image = np.hypot(*rng.normal(0, 15, (2, 60, 60, 20)))
+    image[15:45, 20:50] = rng.normal(900, 200, (30, 30, 20)).clip(300)
+    image = np.rint(image)
+    image[:5], image[:, 55:] = 0, 0
+    measured = measure(image[None].astype(np.int16), "MR")
+    assert measured.share == pytest.approx(0.25, abs=0.01)
+    assert measured.mean == pytest.approx(900, rel=0.05)
+
+
 def test_integers_and_reals_measure_alike():
     image = phantom(0)
     for modality in ("CT", "MR", "PICTURE"):
@@ -131,3 +145,25 @@ def test_padding_is_in_no_number():
     image[:, ~valid] = 30000
     assert measure(image, "CT", valid).percentiles[2] < 100
     assert measure(image, "MR", valid).box[1][0] == 30
+
+
+@pytest.mark.paper
+def test_a_random_patch_is_read_25_times_faster_than_from_a_zipped_nifti(tmp_path):
+    rng = np.random.default_rng(0)
+    smooth = gaussian_filter(rng.normal(0, 1, (256, 256, 256)).astype(np.float32), 6)
+    noisy = smooth * (300 / smooth.std()) + rng.normal(0, 12, smooth.shape)
+    volume = np.rint(noisy).astype(np.int16)
+    nib.save(nib.Nifti1Image(volume, np.eye(4)), tmp_path / "a.nii.gz")
+    store = write_store(tmp_path / "store", [Made(image=volume[None], key="a")])
+    taken = {"store": [], "nii.gz": []}
+    for start in rng.integers(0, 160, (12, 3)):
+        part = tuple(slice(int(a), int(a) + 96) for a in start)
+        before = time.process_time()
+        ours = store.read(0, part)[0]
+        between = time.process_time()
+        theirs = np.asarray(nib.load(tmp_path / "a.nii.gz").dataobj[part])
+        taken["store"].append(between - before)
+        taken["nii.gz"].append(time.process_time() - between)
+        assert np.array_equal(ours, theirs)
+    ratio = np.median(taken["nii.gz"]) / np.median(taken["store"])
+    assert ratio >= 25, f"nii.gz takes {ratio:.1f} times as long as the store"
