@@ -50,6 +50,15 @@ def as_cells(image: Tensor, grid: tuple[int, ...]) -> Tensor:
     return image.permute(order).flatten(1 + axes).flatten(1, axes)
 
 
+def as_image(cells: Tensor, grid: tuple[int, ...], shape: tuple[int, ...]) -> Tensor:
+    """`as_cells` undone: (B, cells, C * voxels) to (B, *shape), where shape is (C, *S)."""
+    sides = [n // f for n, f in zip(shape[1:], grid, strict=True)]
+    parts = cells.unflatten(2, (shape[0], *sides)).unflatten(1, grid)
+    axes = len(grid)
+    order = [0, 1 + axes, *(k for j in range(axes) for k in (1 + j, 2 + axes + j))]
+    return parts.permute(order).reshape(len(cells), *shape)
+
+
 def hidden_error(
     guess: Tensor,
     image: Tensor,

@@ -244,6 +244,9 @@ def adopt(module: nn.Module) -> nn.Module:
             return module
         new = InstanceNorm(module.num_features, eps=module.eps, affine=module.affine)
     if new is not module:
+        for one in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
+            if one.is_floating_point():
+                new.to(one.device, one.dtype)
         new.load_state_dict(module.state_dict())
         new.train(module.training)
     return new

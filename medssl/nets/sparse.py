@@ -336,7 +336,14 @@ class _Tracer(fx.Tracer):
 def _traced(encoder: nn.Module) -> tuple[_Step, ...]:
     """The steps of `features`, each of which has a masked form."""
     steps = []
-    for node in _Tracer().trace(encoder).nodes:
+    try:
+        graph = _Tracer().trace(encoder)
+    except (RuntimeError, TypeError, ValueError) as error:
+        what = type(encoder).__name__
+        raise UsageError(
+            f"{what} depends on the sizes of its maps, so it has no masked form", "take another net"
+        ) from error
+    for node in graph.nodes:
         target: Any = node.target
         if node.op == "call_module":
             part = encoder.get_submodule(target)

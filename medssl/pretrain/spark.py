@@ -34,7 +34,7 @@ from medssl.core.batch import Views
 from medssl.core.errors import UsageError
 from medssl.core.masked import hidden_error, padded
 from medssl.method import Encoder, Sees
-from medssl.nets import norms, resnet
+from medssl.nets import monai_encoder, norms, resenc, resnet
 from medssl.nets.light_decoder import LightDecoder
 from medssl.nets.norms import BatchNorm, InstanceNorm
 from medssl.nets.sparse import sparse_view
@@ -44,8 +44,10 @@ from medssl.nets.sparse import sparse_view
 class Config:
     """What is hidden, and the nets; the defaults are those of the paper for pictures."""
 
-    net: resnet.Config = field(default_factory=resnet.Config)
-    """The encoder, of 2 or 3 axes."""
+    net: resnet.Config | resenc.Config | monai_encoder.UNet | monai_encoder.SegResNet = field(
+        default_factory=resnet.Config
+    )
+    """The encoder, a convolutional net of 2 or 3 axes."""
     ratio: float = 0.6
     """Share of the cells that are hidden; 0.75 in 3D."""
     block: tuple[int, ...] | None = None
@@ -69,12 +71,15 @@ class Config:
         return SparK(self, self.net.build())
 
 
+Net = resnet.ResNet | resenc.ResEnc | monai_encoder.MonaiEncoder
+
+
 class SparK(Encoder):
     """An encoder that sees cells, and a decoder that guesses the rest."""
 
     calibrated: Tensor
 
-    def __init__(self, config: Config, encoder: resnet.ResNet) -> None:
+    def __init__(self, config: Config, encoder: Net) -> None:
         super().__init__()
         self.config = config
         self.encoder = encoder
