@@ -58,7 +58,7 @@ def spherical_kmeans(
         bank: (N, D) vectors, of any length.
         k: Clusters, N at most.
         n_iter: Iterations.
-        generator: Draws the vectors that the centroids start from; on the CPU.
+        generator: Draws the vectors that the centroids start from.
 
     Returns:
         Centroids (k, D) of length 1, and the cluster (N,) int64 of each vector; none is empty.
@@ -74,7 +74,8 @@ def spherical_kmeans(
             f"{len(bank)} images cannot make {k} clusters", f"ask for 1 to {len(bank)} clusters"
         )
     bank = normalize(bank)
-    centroids = bank[torch.randperm(len(bank), generator=generator)[:k].to(bank.device)]
+    order = torch.randperm(len(bank), generator=generator, device=generator.device)
+    centroids = bank[order[:k].to(bank.device)]
     for _ in range(n_iter):
         centroids = _means(bank, _filled(*_nearest(bank, centroids), k), centroids)
     closeness, nearest = _nearest(bank, centroids)

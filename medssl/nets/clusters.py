@@ -43,7 +43,7 @@ class Clusters(nn.Module):
         Args:
             bank: (n, D) embeddings, of any length.
             index: (n,) int64, which images of the store these are.
-            generator: The source of chance, on the CPU.
+            generator: The source of chance.
 
         Raises:
             UsageError: Fewer images than clusters.
