@@ -6,6 +6,22 @@ NET = {"net": "resnet", "depths": [1, 1], "width": 4, "bottleneck": False, "stem
 CASES = {
     "simclr": ("simclr", {"out": 8}),
     "simclr_v2": ("simclr", {"out": 8, "head": "v2"}),
+    "simclr_3d": ("simclr", {"out": 8}),
+    "barlow_twins": ("barlow_twins", {"width": 12, "layers": 2}),
+    "byol": ("byol", {"hidden": 12, "out": 6}),
+    "byol_linear": ("byol", {"hidden": 12, "out": 6, "predictor": "linear"}),
+    "directpred": ("byol", {"hidden": 12, "out": 6, "predictor": "direct"}),
+    "swav": ("swav", {"K": [5, 7], "hidden": 12, "out": 6, "small": 2, "frozen": 0.5}),
+    "swav_queue": (
+        "swav",
+        {"K": [5], "hidden": 12, "out": 6, "small": 1, "queue": 6, "queue_from": 0.0},
+    ),
+    "deepcluster_v2": (
+        "swav",
+        {"codes": "kmeans", "K": [5, 7], "hidden": 12, "out": 6, "small": 2, "refresh": 1},
+    ),
+    "groco": ("groco", {"K": 4, "hidden": 12, "out": 6, "views": 3}),
+    "g_simclr": ("g_simclr", {"clusters": 8, "first": 0.5, "sigma": 0.0, "refresh": 1, "out": 6}),
 }
 
 

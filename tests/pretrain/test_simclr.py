@@ -23,9 +23,7 @@ def test_version_two_keeps_the_first_layer_of_its_head(two_ranks):
 
 
 def test_views_that_agree_cost_less(two_ranks):
-    case = two_ranks.Case(
-        "simclr", {"out": 16, "net": NET}
-    )
+    case = two_ranks.Case("simclr", {"out": 16, "net": NET})
     method = two_ranks.built(case)
     batch = two_ranks.phantom_views(method.sees, case)
     same = replace(batch, views=(batch.view_a, batch.view_a + 0.01 * batch.view_b))
