@@ -7,7 +7,6 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from medssl.core.cluster import spherical_kmeans
-from medssl.core.errors import UsageError
 
 UNKNOWN = -1
 """The cluster of an image that was in no bank yet."""
@@ -20,9 +19,6 @@ class Clusters(nn.Module):
         k: How many.
         width: D, of the embeddings.
         n_iter: Iterations of k-means.
-
-    Raises:
-        UsageError: Fewer than two clusters.
     """
 
     centroids: Tensor
@@ -30,8 +26,6 @@ class Clusters(nn.Module):
 
     def __init__(self, k: int, width: int, n_iter: int = 10) -> None:
         super().__init__()
-        if k < 2:
-            raise UsageError(f"{k} clusters tell no image from another", "ask for 2 or more")
         self.n_iter = n_iter
         self.register_buffer("centroids", normalize(torch.randn(k, width)))
         self.register_buffer("assignment", torch.empty(0, dtype=torch.long))

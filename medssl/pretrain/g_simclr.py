@@ -67,6 +67,8 @@ class Config:
         """
         if not self.T > 0:
             raise UsageError(f"T is {self.T:g}", "give a temperature above 0, such as 0.1")
+        if self.clusters < 2:
+            raise UsageError(f"clusters is {self.clusters}", "ask for 2 or more")
         if not 0 <= self.first < 1:
             raise UsageError(f"first is {self.first:g}", "give a share from 0 to below 1")
         if self.sigma < 0:
