@@ -250,8 +250,9 @@ class Sees:
     """Of which the sides of images must be multiples."""
     stack: bool = False
     """Volumes are stacks of slices: `slice_mm` is there."""
-    clusters: bool = False
-    """A batch holds one image of each cluster at most, as `Encoder.assignment` has them."""
+    clusters: int = 0
+    """So many groups of images, of each of which a batch holds one at most, as `Encoder.assignment`
+    has them; 0 takes any images."""
 
 
 class Encoder(Method[Views]):

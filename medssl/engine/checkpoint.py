@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import LRScheduler, SequentialLR
 from medssl.core.errors import WeightsError
 from medssl.engine.fit import Fitting
 
-COUNTS = ("skipped", "in_a_row", "recent")
+COUNTS = ("skipped", "in_a_row", "recent", "named")
 """Of a fit, about steps that were not taken."""
 LOSSES = ("first", "last", "lowest")
 """Of a held-back batch."""
@@ -85,7 +85,8 @@ def fill(method: nn.Module, tensors: Mapping[str, Tensor]) -> None:
             "they were made for another method or size",
         )
     for key, value in tensors.items():
-        if value.shape != wanted[key].shape or value.dtype != wanted[key].dtype:
+        grows = wanted[key].shape == (0,) and value.ndim == 1
+        if (value.shape != wanted[key].shape and not grows) or value.dtype != wanted[key].dtype:
             raise WeightsError(
                 f"{key!r} is {_kind(value)}, the method wants {_kind(wanted[key])}",
                 "they were made for another size",

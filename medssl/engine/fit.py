@@ -65,6 +65,8 @@ class Fitting(Generic[Batch]):
         """Steps that were left out, and those since the last that was taken."""
         self.recent: list[float] = []
         """The last losses, where a median of them is wanted."""
+        self.named: list[str] = []
+        """The terms that these are sums of; losses of others are not compared with them."""
         self.parameters = [p for p in method.parameters() if p.requires_grad]
         self.optimiser = optimiser(train, method)
         self.schedule = schedule(train, self.optimiser)
@@ -93,6 +95,8 @@ class Fitting(Generic[Batch]):
         before = [b.clone() for b in self.method.buffers()] if self.patience else []
         self.optimiser.zero_grad(set_to_none=True)
         terms = self._down(parts)
+        if self.named != list(terms):
+            self.named, self.recent = list(terms), []
         if self._is_sound(terms["total"]):
             if self.train.clip is not None:
                 clip_grad_norm_(self.parameters, self.train.clip)

@@ -355,6 +355,11 @@ def _check(crops: Crops, method: Encoder, batch: int, accumulate: int) -> None:
                 )
     if sees.small and crops.small_size is None:
         raise UsageError("crops.small_size is missing", "this method sees small views")
+    if 0 < sees.clusters < batch:
+        raise UsageError(
+            f"{sees.clusters} clusters are fewer than the {batch} images of a batch",
+            "lower train.batch or raise method.clusters",
+        )
     least = world() * accumulate * sees.neighbours
     if batch % least or batch < 1:
         raise UsageError(

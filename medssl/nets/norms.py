@@ -89,7 +89,7 @@ class BatchNorm(nn.Module):
         mean = torch.where(enough, mean, self.running_mean)
         variance = torch.where(enough, variance, self.running_var)
         with torch.no_grad():
-            share = self.momentum * enough
+            share = self.momentum * enough.to(mean.dtype)
             unbiased = variance * n / (n - 1).clamp_min(1)
             self.running_mean += share * (mean - self.running_mean)
             self.running_var += share * (unbiased - self.running_var)

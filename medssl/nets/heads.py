@@ -1,0 +1,30 @@
+"""Small networks on top of an encoder, which training needs and nobody keeps."""
+
+from torch import nn
+
+from medssl.nets.norms import BatchNorm
+
+
+def mlp(
+    width: int, hidden: int, out: int, layers: int, *, last_norm: bool = False
+) -> nn.Sequential:
+    """Linear layers, each but the last followed by a batch norm over all ranks and a ReLU.
+
+    Args:
+        width: Of what it is given, (B, width).
+        hidden: Of the layers within.
+        out: Of what comes back, (B, out).
+        layers: How many linear layers, 1 or more.
+        last_norm: Whether a batch norm ends it too.
+    """
+    parts: list[nn.Module] = []
+    for k in range(layers):
+        last = k == layers - 1
+        wide = out if last else hidden
+        parts.append(nn.Linear(width, wide, bias=last and not last_norm))
+        if not last:
+            parts += [BatchNorm(wide), nn.ReLU(inplace=True)]
+        elif last_norm:
+            parts.append(BatchNorm(wide))
+        width = wide
+    return nn.Sequential(*parts)
