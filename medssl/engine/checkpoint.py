@@ -68,7 +68,7 @@ def unpack(fitting: Fitting[Any], tensors: Mapping[str, Tensor], facts: Mapping[
 
 
 def fill(method: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Give a method its weights.
+    """Give a method its weights; a buffer that is empty still takes one of any length.
 
     Raises:
         WeightsError: A name, a shape or a type is not the method's, or a value is not finite.

@@ -35,7 +35,7 @@ from medssl.engine.learn import (
 from medssl.engine.stop import stopping
 from medssl.engine.wanted import Wanted
 from medssl.io.run_folder import RunFolder
-from medssl.method import Encoder
+from medssl.method import Encoder, Sees
 
 PATIENCE = 10
 """Steps in a row that may be left out before a training ends."""
@@ -158,7 +158,7 @@ class _Lesson:
         self.train, self.steps = wanted.train, wanted.train.steps
         assert wanted.recipe.crops is not None
         crops, sees = wanted.recipe.crops, method.sees
-        _check(crops, method, self.train.batch, self.train.accumulate)
+        _check(crops, sees, self.train.batch, self.train.accumulate)
         self.cut = Cut(
             axes=sees.axes,
             views=sees.views,
@@ -175,6 +175,11 @@ class _Lesson:
                 f"none of the {len(store.volumes)} volumes of the store can be learnt from",
                 "medssl archive show INDEX lists the splits",
                 file=store.path,
+            )
+        if sees.clusters > len(self.items):
+            raise UsageError(
+                f"{len(self.items)} images cannot make {sees.clusters} clusters",
+                f"ask for {len(self.items)} clusters or fewer",
             )
         self.order = balanced(self.items, store) if crops.balance else self.items
         self.held_items = items(store, "val", self.cut, crops)
@@ -336,13 +341,12 @@ class _Lesson:
         )
 
 
-def _check(crops: Crops, method: Encoder, batch: int, accumulate: int) -> None:
+def _check(crops: Crops, sees: Sees, batch: int, accumulate: int) -> None:
     """Refuse sizes that do not fit each other.
 
     Raises:
         UsageError: With the value.
     """
-    sees = method.sees
     sizes = [crops.size] + ([crops.small_size] if crops.small_size and sees.small else [])
     for size in sizes:
         if len(size) != sees.axes or min(size) < 1:
@@ -365,6 +369,11 @@ def _check(crops: Crops, method: Encoder, batch: int, accumulate: int) -> None:
         raise UsageError(
             f"train.batch is {batch}",
             f"give a multiple of {least} (processes x accumulate x neighbours)",
+        )
+    if 0 < sees.clusters < batch:
+        raise UsageError(
+            f"there are {sees.clusters} clusters for a batch of {batch}",
+            "ask for more clusters or lower train.batch",
         )
 
 
