@@ -41,13 +41,17 @@ def padded(
     return pad(image, ends), pad(known, ends)
 
 
-def as_cells(image: Tensor, grid: tuple[int, ...]) -> Tensor:
-    """(B, C, *S) to (B, cells, C * voxels), the cells in the order of `visible.flatten(1)`."""
+def by_cell(image: Tensor, grid: tuple[int, ...]) -> Tensor:
+    """A view (B, *f, C, *p) of (B, C, *S), where S = f * p."""
     axes = len(grid)
     for k in range(axes):
         image = image.unflatten(2 + 2 * k, (grid[k], -1))
-    order = (0, *range(2, 2 + 2 * axes, 2), 1, *range(3, 3 + 2 * axes, 2))
-    return image.permute(order).flatten(1 + axes).flatten(1, axes)
+    return image.permute(0, *range(2, 2 + 2 * axes, 2), 1, *range(3, 3 + 2 * axes, 2))
+
+
+def as_cells(image: Tensor, grid: tuple[int, ...]) -> Tensor:
+    """(B, C, *S) to (B, cells, C * voxels), the cells in the order of `visible.flatten(1)`."""
+    return by_cell(image, grid).flatten(1 + len(grid)).flatten(1, len(grid))
 
 
 def as_image(cells: Tensor, grid: tuple[int, ...], shape: tuple[int, ...]) -> Tensor:
