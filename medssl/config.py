@@ -65,6 +65,9 @@ class Train:
     """Parts of a batch that are looked at one after the other before the step."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Of the layers; losses, norms and clusters are fp32 in any case."""
+    shard: bool = False
+    """Whether processes share out the weights of the method, for nets that are large beside the
+    memory of a GPU."""
     compile: bool = False
     """Whether torch compiles the loss."""
     deterministic: bool = False

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler, SequentialLR
 
 from medssl.core.errors import WeightsError
+from medssl.engine.distributed import load_state, spread_like, whole, whole_state
 from medssl.engine.fit import Fitting
 
 COUNTS = ("skipped", "in_a_row", "recent", "named")
@@ -24,8 +25,8 @@ State = tuple[dict[str, Tensor], dict[str, Any]]
 
 def pack(fitting: Fitting[Any]) -> State:
     """Everything that the steps to come depend on."""
-    tensors = {f"method/{k}": v for k, v in fitting.method.state_dict().items()}
-    tensors |= _numbered("mean", fitting.mean.weights)
+    tensors = {f"method/{k}": v for k, v in whole_state(fitting.method).items()}
+    tensors |= _numbered("mean", map(whole, fitting.mean.weights))
     facts: dict[str, Any] = {"step": fitting.step, "schedule": _plain(fitting.schedule)}
     facts |= {name: getattr(fitting, name) for name in COUNTS}
     if fitting.best is not None:
@@ -35,7 +36,7 @@ def pack(fitting: Fitting[Any]) -> State:
     facts["optimiser"] = optimiser["param_groups"]
     for index, moments in optimiser["state"].items():
         known = {k: v for k, v in moments.items() if v is not None}
-        tensors |= {f"optimiser/{index}/{name}": value for name, value in known.items()}
+        tensors |= {f"optimiser/{index}/{name}": whole(value) for name, value in known.items()}
     return tensors, facts
 
 
@@ -48,9 +49,11 @@ def unpack(fitting: Fitting[Any], tensors: Mapping[str, Tensor], facts: Mapping[
     fill(fitting.method, _below("method", tensors))
     _refill(fitting.mean.weights, _below("mean", tensors))
     moments: dict[int, dict[str, Tensor]] = {}
+    learnt = [p for group in fitting.optimiser.param_groups for p in group["params"]]
     for key, value in _below("optimiser", tensors).items():
         index, _, name = key.partition("/")
-        moments.setdefault(int(index), {})[name] = value
+        like = learnt[int(index)] if int(index) < len(learnt) else value
+        moments.setdefault(int(index), {})[name] = spread_like(value, like)
     try:
         fitting.optimiser.load_state_dict({"state": moments, "param_groups": facts["optimiser"]})
         _recall(fitting.schedule, facts["schedule"])
@@ -93,7 +96,7 @@ def fill(method: nn.Module, tensors: Mapping[str, Tensor]) -> None:
             )
         if not bool(torch.isfinite(value).all()):
             raise WeightsError(f"{key!r} has values that are not finite", "train again")
-    method.load_state_dict(dict(tensors))
+    load_state(method, tensors)
 
 
 def _kind(value: Tensor) -> str:
@@ -133,4 +136,4 @@ def _refill(places: list[Tensor], tensors: Mapping[str, Tensor]) -> None:
         raise WeightsError("the checkpoint is of another recipe", "start anew with --overwrite")
     with torch.no_grad():
         for k, place in enumerate(places):
-            place.copy_(tensors[str(k)])
+            place.copy_(spread_like(tensors[str(k)], place))

@@ -13,6 +13,7 @@ from torch.nn.utils import clip_grad_norm_
 from medssl.config import Train
 from medssl.core.errors import QualityError
 from medssl.core.ranks import total, world
+from medssl.engine.distributed import shared_out
 from medssl.engine.optim import optimiser, schedule, set_decay
 from medssl.method import Batch, Method
 
@@ -67,16 +68,17 @@ class Fitting(Generic[Batch]):
         """The last losses, where a median of them is wanted."""
         self.named: list[str] = []
         """The terms that these are sums of; losses of others are not compared with them."""
+        if train.shard and world() > 1:
+            shared_out(method)
         self.parameters = [p for p in method.parameters() if p.requires_grad]
         self.optimiser = optimiser(train, method)
         self.schedule = schedule(train, self.optimiser)
         self.mean = RunningMean(self.parameters, train.ema)
-        terms = _Terms(method)
+        self.terms: nn.Module = _Terms(method)
         if train.compile:
-            terms.compile()
-        self.terms = (
-            DistributedDataParallel(terms, broadcast_buffers=False) if world() > 1 else terms
-        )
+            self.terms.compile()
+        if world() > 1 and not train.shard:
+            self.terms = DistributedDataParallel(self.terms, broadcast_buffers=False)
         self.best = None
         if score is None and held is not None:
             score = _loss_on(method, held)

@@ -15,6 +15,7 @@ from medssl.core.run import versions
 from medssl.engine.checkpoint import pack, unpack
 from medssl.engine.course import Progress
 from medssl.engine.device import Machine
+from medssl.engine.distributed import whole_state
 from medssl.engine.fit import Fitting, go_on
 from medssl.engine.stop import Stop
 from medssl.engine.wanted import Wanted
@@ -131,7 +132,10 @@ def fitting_into_memory(smaller: str) -> Iterator[None]:
 
 def finish(journey: Journey, folder: RunFolder, method: Any, record: dict[str, Any]) -> None:
     """Write the weights, and the record that says that they are complete."""
-    digest = weights.write(folder.weights, method.state_dict(), overwrite=True)
+    state = whole_state(method)
+    if not journey.writes:
+        return
+    digest = weights.write(folder.weights, state, overwrite=True)
     record |= {"weights": {"sha256": digest}, "phase": "complete", "complete": True}
     record["warnings"] = journey.warnings
     folder.write_record(record)

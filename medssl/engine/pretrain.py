@@ -23,6 +23,7 @@ from medssl.data.views import Cut, Cutter, Item, Source, assembled, balanced, it
 from medssl.engine.build import encoder
 from medssl.engine.course import Progress
 from medssl.engine.device import Machine
+from medssl.engine.distributed import gathered
 from medssl.engine.fit import Fitting
 from medssl.engine.learn import (
     Journey,
@@ -125,7 +126,7 @@ def _learn(journey: Journey, folder: RunFolder, lesson: "_Lesson", record: dict[
         if method.needs_calibration:
             journey.tell("calibrate", 0, 1)
             method.train()
-            with torch.no_grad():
+            with torch.no_grad(), gathered(method):
                 method.calibrate(lesson.plain_images(CALIBRATED_ON))
             method.eval()
         spread = lesson.spread()
@@ -134,8 +135,7 @@ def _learn(journey: Journey, folder: RunFolder, lesson: "_Lesson", record: dict[
         journey.warnings.append(
             f"the encoder says the same of all images (spread {spread:.2g}), it has collapsed"
         )
-    if journey.writes:
-        finish(journey, folder, method, record)
+    finish(journey, folder, method, record)
 
 
 class _Lesson:
@@ -282,7 +282,8 @@ class _Lesson:
     def spread(self) -> float:
         """Standard deviation of the embeddings of some images over their size."""
         self.method.eval()
-        found = torch.cat([self.method.embed(x).float() for x in self.plain_images(4)])
+        with gathered(self.method):
+            found = torch.cat([self.method.embed(x).float() for x in self.plain_images(4)])
         return float(
             found.std(0).mean() / found.norm(dim=1).mean().clamp_min(1e-12) * found.shape[1] ** 0.5
         )
@@ -305,7 +306,8 @@ class _Lesson:
             some = [chosen[j % len(chosen)] for j in range(first, first + each)]
             samples = [s for i in some for s in self.cutter.sample(i, f"bank/{i.index}")]
             image = torch.stack([s.image for s in samples]).to(self.machine.device)
-            rows.append(gather(self.method.embed(image).float()))
+            with gathered(self.method):
+                rows.append(gather(self.method.embed(image).float()))
             ids.append(gather(torch.tensor([s.index for s in samples], device=image.device)))
         self.method.train(was_training)
         n = len(chosen) * self.cut.neighbours

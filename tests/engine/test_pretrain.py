@@ -195,6 +195,37 @@ def test_two_processes_take_the_steps_of_one(store, tmp_path):
     assert "exists already" in again.stderr
 
 
+def test_weights_can_be_shared_out_and_come_back_whole(store, tmp_path):
+    """A transformer whose blocks lie on two processes learns what it learns on one, and resumes."""
+    net = {"net": "vit", "patch": 8, "width": 24, "depth": 2, "heads": 2}
+    changes = {"method.net": net, "method.decoder_width": 24, "method.decoder_depth": 1}
+    changes |= {"method.decoder_heads": 2, "method.block": 8, "crops.size": [16, 16]}
+    changes |= {"train.batch": 4, "train.warmup": 0, "train.lr": 1e-3, "train.save_every": 2}
+    changes |= {"train.precision": "fp32"}
+    words = {"recipe": "pretrain/mae", "threads": 1, "device": "cpu"}
+    alone = api.pretrain(store, tmp_path / "one", steps=4, settings=changes, **words)
+    pairs = [f"--set={k}={json.dumps(v)}" for k, v in changes.items()]
+    asked = ["pretrain", "--recipe", "pretrain/mae", "--data", store, "--device", "cpu"]
+    asked += ["--threads", 1, *pairs, "--set=train.shard=true", "-o", tmp_path / "two", "-q"]
+    done = torchrun(2, *asked, "--max-steps", 4)
+    assert done.returncode == 0, done.stderr
+    one, two = (journal.read(r / "metrics.jsonl") for r in (alone.run, tmp_path / "two"))
+    for a, b in zip(one, two, strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
+    (tmp_path / "two" / "checkpoint-4").rename(tmp_path / "gone")
+    record = json.loads((tmp_path / "two" / "run.json").read_text())
+    record |= {"phase": "learning", "complete": False}
+    (tmp_path / "two" / "run.json").write_text(json.dumps(record))
+    done = torchrun(2, *asked, "--max-steps", 4, "--resume")
+    assert done.returncode == 0, done.stderr
+    again = journal.read(tmp_path / "two" / "metrics.jsonl")
+    assert [line["loss"] for line in again] == [line["loss"] for line in two]
+    kept = weights.read(tmp_path / "two" / "weights.safetensors")
+    for key, value in weights.read(alone.run / "weights.safetensors").items():
+        assert kept[key].shape == value.shape
+        assert torch.allclose(kept[key], value, atol=1e-3), key
+
+
 def lesson(store, readers=1, **changes):
     """The batches of a training."""
     settings = SMALL | {"train.steps": 6} | changes
