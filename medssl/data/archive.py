@@ -598,12 +598,13 @@ def _look_at(
 
 def _facts(parts: Parts) -> dict[str, Any]:
     """Counts of the rows that hold."""
-    of_use = "FROM alive WHERE code = ''"
+    plane = "list_transform(orientation, lambda x: round(x, 2) + 0)"
+    of_use = f"FROM (SELECT *, hash(series, {plane}) AS one FROM alive WHERE code = '')"
     by_modality, refused, counts, reader = parts.ask(
         "SELECT CASE WHEN modality <> '' THEN modality ELSE kind END AS name, "
-        f"count(*) AS files, count(DISTINCT series) AS series {of_use} GROUP BY name ORDER BY name",
+        f"count(*) AS files, count(DISTINCT one) AS series {of_use} GROUP BY name ORDER BY name",
         "SELECT code, count(*) AS n FROM alive WHERE code <> '' GROUP BY code ORDER BY code",
-        "SELECT count(DISTINCT series) AS series, count(DISTINCT study) AS studies, "
+        "SELECT count(DISTINCT one) AS series, count(DISTINCT study) AS studies, "
         f"count(DISTINCT patient) AS patients {of_use}",
         "SELECT count(*) AS n, count(*) FILTER (\"by\" = 'pydicom') AS slow FROM alive "
         "WHERE \"by\" IN ('scanner', 'pydicom')",
