@@ -38,7 +38,6 @@ from medssl.data.duplicates import (
     packed,
     slice_hash,
     thinned,
-    unpacked,
     voxel_sketch,
 )
 from medssl.data.foreground import measure
@@ -554,7 +553,7 @@ def _print(row: Row) -> Print:
         rank=2 * (row.kind != "dicom") + row.lossy,
         sketch=np.frombuffer(row.sketch, np.int64),
         every=row.every,
-        slices=unpacked(row.slices),
+        slices=row.slices,
     )
 
 

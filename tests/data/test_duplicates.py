@@ -39,7 +39,7 @@ def print_of(key: str, volume: np.ndarray, modality: str = "CT", rank: int = 0) 
         rank=rank,
         sketch=sketch,
         every=every,
-        slices=slice_hash(image, measure(image, modality).level),
+        slices=packed(slice_hash(image, measure(image, modality).level)),
     )
 
 
@@ -98,6 +98,13 @@ def test_order_does_not_matter_and_the_larger_stays(scan):
     for _ in range(3):
         assert link([prints[k] for k in rng.permutation(len(prints))]) == found
     assert found[1]["crop"] in ("new UIDs", "scan", "real numbers", "resampled")
+
+
+def test_pieces_find_what_the_whole_finds(scan, monkeypatch):
+    prints = [print_of(k, v) for k, v in planted(scan).items()]
+    found = link(prints)
+    monkeypatch.setattr("medssl.data.duplicates.PIECE", 500)
+    assert link(prints) == found
 
 
 def test_of_equal_volumes_the_lower_rank_stays(scan):
