@@ -133,7 +133,7 @@ def thinned(sketch: NDArray[np.int64]) -> tuple[NDArray[np.int64], int]:
 
 
 def slice_hash(image: NDArray[Any], level: float) -> NDArray[np.bool_]:
-    """Bits of each slice along Z that shows something: those of one slice differ in few.
+    """Bits of each slice along Z: those of one slice and its copy differ in few.
 
     The body's box is shrunk to 32 x 32 by a Gaussian, and of its cosine transform the 16 x 16
     lowest frequencies but the mean are compared with their median.
@@ -143,11 +143,11 @@ def slice_hash(image: NDArray[Any], level: float) -> NDArray[np.bool_]:
         level: The value above which a voxel is patient (`data.foreground`).
 
     Returns:
-        (n_slices, 255).
+        (n_slices, 255); nothing is set where a slice shows nothing.
     """
     grey = image[0] if len(image) == 1 else image.mean(0)
     skip = tuple(max(n // COARSE, 1) for n in grey.shape[:2])
-    bits = []
+    bits = np.zeros((grey.shape[2], BITS), np.bool_)
     for z in range(grey.shape[2]):
         plane = grey[:, :, z]
         coarse = plane[:: skip[0], :: skip[1]].astype(np.float32)
@@ -161,8 +161,8 @@ def slice_hash(image: NDArray[Any], level: float) -> NDArray[np.bool_]:
         # what is nothing but rounding must not decide bits, which must not depend on the machine
         waves[np.abs(waves) <= ROUNDING * np.abs(low).max()] = 0
         if waves.any():
-            bits.append(waves > np.median(waves))
-    return np.array(bits, np.bool_).reshape(-1, BITS)
+            bits[z] = waves > np.median(waves)
+    return bits
 
 
 def packed(slices: NDArray[np.bool_]) -> bytes:
@@ -219,8 +219,11 @@ def containment(a: Print, b: Print) -> float:
 
 
 def common_slices(a: NDArray[np.bool_], b: NDArray[np.bool_]) -> float:
-    """Share of the slices of the shorter volume that are in the other one, in the same order."""
-    short, long = sorted((a, b), key=len)
+    """Share of the slices of the shorter volume that are in the other one, in the same order.
+
+    Slices that show nothing do not count.
+    """
+    short, long = sorted((a[a.any(1)], b[b.any(1)]), key=len)
     if not len(short):
         return 0.0
     ones = short.astype(np.float32) @ long.T.astype(np.float32)
@@ -299,7 +302,8 @@ def _candidates(prints: Sequence[Print]) -> set[tuple[int, int]]:
     pairs: set[tuple[int, int]] = set()
     for band in range(BANDS):
         part = slice(band * WIDE, (band + 1) * WIDE)
-        pairs |= _sharing([unpacked(p.slices)[:, part] @ _POWERS for p in prints])
+        shown = (bits[bits.any(1), part] for bits in (unpacked(p.slices) for p in prints))
+        pairs |= _sharing([bits @ _POWERS for bits in shown])
     return pairs
 
 

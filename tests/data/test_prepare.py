@@ -17,6 +17,7 @@ import pytest
 
 from medssl.core.errors import InputError, InterruptedRunError, OutputError, UsageError
 from medssl.core.geometry import Geometry
+from medssl.data import archive
 from medssl.data import prepare as prepare_module
 from medssl.data.prepare import as_stored, canonical, prepare
 from medssl.data.quality import CODES, looks_like_labels
@@ -627,3 +628,24 @@ def test_no_name_reaches_the_store(ct, nifti, row, body, tmp_path, out, capfd):
             assert word not in file.name
             assert not file.is_file() or word.encode() not in file.read_bytes(), (word, file.name)
     assert not any("SECRET" in str(x) for x in read_parquet(out / "series.parquet").values())
+
+
+@pytest.mark.data
+def test_real_folders_of_awkward_series(data_folder, tmp_path):
+    made = {}
+    for name in ("odd", "prostate", "ct"):
+        archive.index(data_folder / name, tmp_path / f"index {name}")
+        rows = archive.series(tmp_path / f"index {name}")
+        made[name] = prepare(rows, tmp_path / name, salt=SALT)
+        for volume in Store.open(tmp_path / name).volumes:
+            voxels = Store.open(tmp_path / name).read(volume.index)
+            assert voxels.shape == volume.shape
+            assert np.linalg.det(np.reshape(volume.affine, (4, 4))[:3, :3]) > 0
+            box = tuple(slice(a, b) for a, b in volume.foreground)
+            assert 0 < volume.sd < np.ptp(voxels[(slice(None), *box)])
+    assert made["prostate"].skipped == {"labels": 6}
+    assert made["prostate"].modalities == {"MR": 3}
+    assert made["ct"].skipped == {"labels": 1}
+    # files of the loaders' tests: short stacks, one plane nine times, conversions of the DICOM
+    assert set(made["odd"].skipped) == {"copy", "duplicate-position", "few-slices", "unreadable"}
+    assert made["odd"].modalities == {"MR": 9}
