@@ -307,6 +307,18 @@ def test_a_line_that_is_removed_lets_a_series_in(ct, body, out):
     assert len(Store.open(out).volumes) == 2
 
 
+@pytest.mark.parametrize("shape", [(80, 72, 20), (1, 1, 1), (3, 40, 2)])
+@pytest.mark.parametrize("modality", ["CT", "MR"])
+def test_a_human_may_want_anything(ct, out, shape, modality):
+    odd, good = ct("odd", np.full(shape, 40.0), modality=modality), ct("good", seed=5)
+    prepare([odd, good], out, salt=SALT)
+    assert set(listed(out)) == {odd.key}
+    edit(out, without=odd.key)
+    prepare([odd, good], out, salt=SALT)
+    assert listed(out) == {}
+    assert {v.shape for v in Store.open(out).volumes} == {(1, *shape), (1, 80, 72, 20)}
+
+
 def test_what_cannot_be_read_returns_to_the_list(ct, nifti, row, body, tmp_path, out):
     bad, good = faulty("truncated", ct, nifti, row, body, tmp_path), ct("good", seed=5)
     prepare([bad, good], out, salt=SALT)
@@ -518,6 +530,12 @@ def test_other_places_are_refused(ct, tmp_path, out):
 
     with FileLock(out / ".lock"), pytest.raises(OutputError, match="another preparation"):
         prepare([a], out, salt=SALT)
+    begun = tmp_path / "begun"
+    begun.mkdir()
+    journal.append(begun / "journal.jsonl", {})
+    with FileLock(begun / ".lock"), pytest.raises(OutputError, match="another preparation"):
+        prepare([a], begun, salt=SALT)
+    assert (begun / "journal.jsonl").exists()  # it is the other one's
 
 
 # ---- on a cluster
