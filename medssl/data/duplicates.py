@@ -46,10 +46,13 @@ COARSE = 128
 """Pixels along a side that are enough to find the body."""
 ROUNDING = 1e-4
 """Of the largest pixel: waves below it are none."""
+PIECE = 2**24
+"""Hashes of all volumes that are sorted at once."""
 SMALLEST_SLICE = 0.01
 """Share of a slice that must be patient for it to say whose it is."""
 _FACTORS = [np.uint64(pow(0x9E3779B97F4A7C15, 2**k, 2**64)) for k in range(4)]
 """M, M^2, M^4, M^8."""
+_POWERS = 1 << np.arange(WIDE)
 _MIX = np.uint64(0xD6E8FEB86659FD93)
 _SLAB = 2**16
 """Voxels that are hashed at once; they stay in the cache."""
@@ -69,8 +72,8 @@ class Print:
     sketch: NDArray[np.int64]
     every: int = KEPT
     """What the hashes of `sketch` are divisible by; all such of the volume are there."""
-    slices: NDArray[np.bool_]
-    """(n_slices, 255)."""
+    slices: bytes
+    """Hashes of slices, 32 bytes each (`packed`)."""
 
 
 @dataclass(frozen=True, order=True)
@@ -130,7 +133,7 @@ def thinned(sketch: NDArray[np.int64]) -> tuple[NDArray[np.int64], int]:
 
 
 def slice_hash(image: NDArray[Any], level: float) -> NDArray[np.bool_]:
-    """Bits of each slice along Z that shows something: those of one slice differ in few.
+    """Bits of each slice along Z: those of one slice and its copy differ in few.
 
     The body's box is shrunk to 32 x 32 by a Gaussian, and of its cosine transform the 16 x 16
     lowest frequencies but the mean are compared with their median.
@@ -140,11 +143,11 @@ def slice_hash(image: NDArray[Any], level: float) -> NDArray[np.bool_]:
         level: The value above which a voxel is patient (`data.foreground`).
 
     Returns:
-        (n_slices, 255).
+        (n_slices, 255); nothing is set where a slice shows nothing.
     """
     grey = image[0] if len(image) == 1 else image.mean(0)
     skip = tuple(max(n // COARSE, 1) for n in grey.shape[:2])
-    bits = []
+    bits = np.zeros((grey.shape[2], BITS), np.bool_)
     for z in range(grey.shape[2]):
         plane = grey[:, :, z]
         coarse = plane[:: skip[0], :: skip[1]].astype(np.float32)
@@ -158,8 +161,8 @@ def slice_hash(image: NDArray[Any], level: float) -> NDArray[np.bool_]:
         # what is nothing but rounding must not decide bits, which must not depend on the machine
         waves[np.abs(waves) <= ROUNDING * np.abs(low).max()] = 0
         if waves.any():
-            bits.append(waves > np.median(waves))
-    return np.array(bits, np.bool_).reshape(-1, BITS)
+            bits[z] = waves > np.median(waves)
+    return bits
 
 
 def packed(slices: NDArray[np.bool_]) -> bytes:
@@ -201,7 +204,7 @@ def link(prints: Iterable[Print]) -> tuple[list[Link], dict[str, str]]:
         else:
             links.append(_link(alone[i].key, alone[j].key, "overlap", share))
     for i, j in sorted(_candidates(alone) - related):
-        share = common_slices(alone[i].slices, alone[j].slices)
+        share = common_slices(unpacked(alone[i].slices), unpacked(alone[j].slices))
         if share >= SLICES:
             links.append(_link(alone[i].key, alone[j].key, "slices", share))
     return sorted(links), copies
@@ -216,8 +219,11 @@ def containment(a: Print, b: Print) -> float:
 
 
 def common_slices(a: NDArray[np.bool_], b: NDArray[np.bool_]) -> float:
-    """Share of the slices of the shorter volume that are in the other one, in the same order."""
-    short, long = sorted((a, b), key=len)
+    """Share of the slices of the shorter volume that are in the other one, in the same order.
+
+    Slices that show nothing do not count.
+    """
+    short, long = sorted((a[a.any(1)], b[b.any(1)]), key=len)
     if not len(short):
         return 0.0
     ones = short.astype(np.float32) @ long.T.astype(np.float32)
@@ -272,12 +278,15 @@ def _cosines() -> NDArray[np.float32]:
 
 def _common_voxels(prints: Sequence[Print]) -> list[tuple[int, int, float]]:
     """Pairs i < j of prints with enough hashes in common, and their share."""
-    if not prints:
-        return []
-    hashes = np.concatenate([p.sketch for p in prints])
-    owners = np.repeat(np.arange(len(prints)), [len(p.sketch) for p in prints])
+    n_pieces = sum(len(p.sketch) for p in prints) // PIECE + 1
+    ends = np.linspace(-(2.0**63), 2.0**63, n_pieces + 1)[1:-1].astype(np.int64)
+    cuts = [np.r_[0, np.searchsorted(p.sketch, ends), len(p.sketch)] for p in prints]
+    pairs: set[tuple[int, int]] = set()
+    for k in range(n_pieces):  # by value, so that no archive is sorted as a whole
+        pieces = [p.sketch[c[k] : c[k + 1]] for p, c in zip(prints, cuts, strict=True)]
+        pairs |= _sharing(pieces)
     found = []
-    for i, j in sorted(_sharing(hashes, owners)):
+    for i, j in sorted(pairs):
         share = containment(prints[i], prints[j])
         if share >= OVERLAP:
             found.append((i, j, share))
@@ -290,16 +299,18 @@ def _candidates(prints: Sequence[Print]) -> set[tuple[int, int]]:
     Of two slices that differ in 16 of 255 bits two thirds agree in one of the 8 bands, so of the
     slices of a copy some do; no comparison of all pairs of an archive could be paid for.
     """
-    values, owners = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
-    for k, one in enumerate(prints):
-        bands = one.slices[:, : BANDS * WIDE].reshape(-1, BANDS, WIDE) @ (1 << np.arange(WIDE))
-        values.append((bands + (np.arange(BANDS) << WIDE)).reshape(-1))
-        owners.append(np.full(bands.size, k))
-    return _sharing(np.concatenate(values), np.concatenate(owners))
+    pairs: set[tuple[int, int]] = set()
+    for band in range(BANDS):
+        part = slice(band * WIDE, (band + 1) * WIDE)
+        shown = (bits[bits.any(1), part] for bits in (unpacked(p.slices) for p in prints))
+        pairs |= _sharing([bits @ _POWERS for bits in shown])
+    return pairs
 
 
-def _sharing(values: NDArray[np.int64], owners: NDArray[np.int64]) -> set[tuple[int, int]]:
+def _sharing(held_by: Sequence[NDArray[np.int64]]) -> set[tuple[int, int]]:
     """Pairs of owners of one value, the lower first; a connected part where many have it."""
+    values = np.concatenate([np.zeros(0, np.int64), *held_by])
+    owners = np.repeat(np.arange(len(held_by)), [len(v) for v in held_by])
     order = np.lexsort((owners, values))
     values, owners = values[order], owners[order]
     new = np.ones(len(values), np.bool_)

@@ -38,7 +38,6 @@ from medssl.data.duplicates import (
     packed,
     slice_hash,
     thinned,
-    unpacked,
     voxel_sketch,
 )
 from medssl.data.foreground import measure
@@ -186,7 +185,8 @@ def prepare(
     if not series:
         raise InputError("the index holds no series", "index a folder of scans first")
     rows = {s.key: s for s in series}
-    with _place(out), _locked(out):
+    _make_place(out)
+    with _locked(out), _filled(out):
         last, since = finished(out), journaled(out)
         known = last | since
         if known and not known.keys() & rows.keys():
@@ -554,7 +554,7 @@ def _print(row: Row) -> Print:
         rank=2 * (row.kind != "dicom") + row.lossy,
         sketch=np.frombuffer(row.sketch, np.int64),
         every=row.every,
-        slices=unpacked(row.slices),
+        slices=row.slices,
     )
 
 
@@ -563,9 +563,8 @@ def _counted(words: Iterable[str]) -> dict[str, int]:
     return dict(sorted(Counter(words).items()))
 
 
-@contextlib.contextmanager
-def _place(out: Path) -> Iterator[None]:
-    """The folder of a store, new or begun; one in which nothing was done is not left behind.
+def _make_place(out: Path) -> None:
+    """The folder of a store, new or begun.
 
     Raises:
         OutputError: Something else lies there, or it cannot be made.
@@ -574,6 +573,11 @@ def _place(out: Path) -> Iterator[None]:
         atomic.check_target(out, overwrite=False)
         atomic.make_folder(out)
         journal.append(out / JOURNAL, {})  # whose folder this is
+
+
+@contextlib.contextmanager
+def _filled(out: Path) -> Iterator[None]:
+    """What a preparation puts into its folder; nothing if it did nothing."""
     atomic.make_folder(out / VOLUMES)
     try:
         yield
@@ -581,7 +585,6 @@ def _place(out: Path) -> Iterator[None]:
         if not (out / SERIES).is_file() and not journaled(out):
             atomic.remove(out / JOURNAL)
             atomic.remove_if_empty(out / VOLUMES)
-            atomic.remove_if_empty(out)
         raise
 
 
@@ -605,3 +608,4 @@ def _locked(out: Path) -> Iterator[None]:
         with contextlib.suppress(OSError):  # while it is held, so that nobody else's goes
             (out / LOCK).unlink(missing_ok=True)
         lock.release()
+        atomic.remove_if_empty(out)

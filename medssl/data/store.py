@@ -94,7 +94,7 @@ class Row:
     every: int = 1
     """What all of them are divisible by."""
     slices: bytes = b""
-    """Hashes of slices, 32 bytes each."""
+    """Hashes of the slices along Z, 32 bytes each; zeros of those that show nothing."""
 
 
 TYPES = {

@@ -39,7 +39,7 @@ def print_of(key: str, volume: np.ndarray, modality: str = "CT", rank: int = 0) 
         rank=rank,
         sketch=sketch,
         every=every,
-        slices=slice_hash(image, measure(image, modality).level),
+        slices=packed(slice_hash(image, measure(image, modality).level)),
     )
 
 
@@ -98,6 +98,13 @@ def test_order_does_not_matter_and_the_larger_stays(scan):
     for _ in range(3):
         assert link([prints[k] for k in rng.permutation(len(prints))]) == found
     assert found[1]["crop"] in ("new UIDs", "scan", "real numbers", "resampled")
+
+
+def test_pieces_find_what_the_whole_finds(scan, monkeypatch):
+    prints = [print_of(k, v) for k, v in planted(scan).items()]
+    found = link(prints)
+    monkeypatch.setattr("medssl.data.duplicates.PIECE", 500)
+    assert link(prints) == found
 
 
 def test_of_equal_volumes_the_lower_rank_stays(scan):
@@ -171,11 +178,16 @@ def test_slice_hashes_survive_what_a_copy_goes_through(scan, body):
     assert (first[:, None] != stranger[None]).sum(2).min() > 2 * NEAR
 
 
-def test_slices_without_a_body_have_no_hash(scan):
+def test_slices_without_a_body_have_no_hash(scan, body):
     padded = np.full((96, 88, 60), -1000, np.int16)
     padded[..., 10:50] = scan
-    assert len(slice_hash(padded[None], AIR)) == 40
-    assert not len(slice_hash(np.full((1, 50, 50, 9), -1000, np.int16), AIR))
+    shown = slice_hash(padded[None], AIR).any(1)
+    assert shown[10:50].all()
+    assert shown.sum() == 40
+    assert not slice_hash(np.full((1, 50, 50, 9), -1000, np.int16), AIR).any()
+    other = np.full((96, 88, 60), -1000, np.int16)
+    other[..., 25:] = body((96, 88, 35), seed=5)
+    assert link([print_of("a", padded), print_of("b", other)]) == ([], {})
     assert link([print_of("a", np.full((50, 50, 9), -1000)), print_of("b", scan)]) == ([], {})
 
 

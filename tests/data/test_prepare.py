@@ -17,6 +17,7 @@ import pytest
 
 from medssl.core.errors import InputError, InterruptedRunError, OutputError, UsageError
 from medssl.core.geometry import Geometry
+from medssl.data import archive
 from medssl.data import prepare as prepare_module
 from medssl.data.prepare import as_stored, canonical, prepare
 from medssl.data.quality import CODES, looks_like_labels
@@ -306,6 +307,18 @@ def test_a_line_that_is_removed_lets_a_series_in(ct, body, out):
     assert len(Store.open(out).volumes) == 2
 
 
+@pytest.mark.parametrize("shape", [(80, 72, 20), (1, 1, 1), (3, 40, 2)])
+@pytest.mark.parametrize("modality", ["CT", "MR"])
+def test_a_human_may_want_anything(ct, out, shape, modality):
+    odd, good = ct("odd", np.full(shape, 40.0), modality=modality), ct("good", seed=5)
+    prepare([odd, good], out, salt=SALT)
+    assert set(listed(out)) == {odd.key}
+    edit(out, without=odd.key)
+    prepare([odd, good], out, salt=SALT)
+    assert listed(out) == {}
+    assert {v.shape for v in Store.open(out).volumes} == {(1, *shape), (1, 80, 72, 20)}
+
+
 def test_what_cannot_be_read_returns_to_the_list(ct, nifti, row, body, tmp_path, out):
     bad, good = faulty("truncated", ct, nifti, row, body, tmp_path), ct("good", seed=5)
     prepare([bad, good], out, salt=SALT)
@@ -517,6 +530,12 @@ def test_other_places_are_refused(ct, tmp_path, out):
 
     with FileLock(out / ".lock"), pytest.raises(OutputError, match="another preparation"):
         prepare([a], out, salt=SALT)
+    begun = tmp_path / "begun"
+    begun.mkdir()
+    journal.append(begun / "journal.jsonl", {})
+    with FileLock(begun / ".lock"), pytest.raises(OutputError, match="another preparation"):
+        prepare([a], begun, salt=SALT)
+    assert (begun / "journal.jsonl").exists()  # it is the other one's
 
 
 # ---- on a cluster
@@ -627,3 +646,24 @@ def test_no_name_reaches_the_store(ct, nifti, row, body, tmp_path, out, capfd):
             assert word not in file.name
             assert not file.is_file() or word.encode() not in file.read_bytes(), (word, file.name)
     assert not any("SECRET" in str(x) for x in read_parquet(out / "series.parquet").values())
+
+
+@pytest.mark.data
+def test_real_folders_of_awkward_series(data_folder, tmp_path):
+    made = {}
+    for name in ("odd", "prostate", "ct"):
+        archive.index(data_folder / name, tmp_path / f"index {name}")
+        rows = archive.series(tmp_path / f"index {name}")
+        made[name] = prepare(rows, tmp_path / name, salt=SALT)
+        for volume in Store.open(tmp_path / name).volumes:
+            voxels = Store.open(tmp_path / name).read(volume.index)
+            assert voxels.shape == volume.shape
+            assert np.linalg.det(np.reshape(volume.affine, (4, 4))[:3, :3]) > 0
+            box = tuple(slice(a, b) for a, b in volume.foreground)
+            assert 0 < volume.sd < np.ptp(voxels[(slice(None), *box)])
+    assert made["prostate"].skipped == {"labels": 6}
+    assert made["prostate"].modalities == {"MR": 3}
+    assert made["ct"].skipped == {"labels": 1}
+    # files of the loaders' tests: short stacks, one plane nine times, conversions of the DICOM
+    assert set(made["odd"].skipped) == {"copy", "duplicate-position", "few-slices", "unreadable"}
+    assert made["odd"].modalities == {"MR": 9}
