@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from medssl import config
-from medssl.core.errors import QualityError, UsageError, WeightsError
+from medssl.core.errors import QualityError, WeightsError
 from medssl.core.random import stream
 from medssl.engine.checkpoint import fill
 from medssl.engine.fit import Fitting
