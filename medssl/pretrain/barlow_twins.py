@@ -24,7 +24,7 @@ from medssl.core.errors import UsageError
 from medssl.core.precise import full_precision
 from medssl.core.ranks import sum_with_grad, world
 from medssl.method import Encoder, Sees
-from medssl.nets import resnet
+from medssl.nets import encoders, resnet
 from medssl.nets.heads import mlp
 
 EPS = 1e-5
@@ -41,7 +41,7 @@ class Config:
     """Of the layers of the projector, and of z."""
     layers: int = 3
     """Of the projector."""
-    net: resnet.Config = field(default_factory=resnet.Config)
+    net: encoders.Config = field(default_factory=resnet.Config)
     """The encoder."""
 
     def build(self) -> "BarlowTwins":
@@ -63,7 +63,7 @@ class Config:
 class BarlowTwins(Encoder):
     """An encoder and its projector."""
 
-    def __init__(self, config: Config, encoder: resnet.ResNet) -> None:
+    def __init__(self, config: Config, encoder: encoders.Net) -> None:
         super().__init__()
         self.config = config
         self.encoder = encoder
@@ -72,7 +72,8 @@ class BarlowTwins(Encoder):
     @property
     def sees(self) -> Sees:
         """Two views."""
-        return Sees(axes=self.config.net.axes, views=2)
+        net = self.config.net
+        return Sees(axes=net.axes, views=2, multiple=encoders.multiple(net))
 
     def loss(self, batch: Views) -> dict[str, Tensor]:
         """The two terms of L."""

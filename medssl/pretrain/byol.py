@@ -38,7 +38,7 @@ from medssl.core.errors import UsageError
 from medssl.core.precise import full_precision
 from medssl.core.ranks import total, world
 from medssl.method import Encoder, Sees
-from medssl.nets import resnet
+from medssl.nets import encoders, resnet
 from medssl.nets.heads import mlp
 
 LEAST = 1e-4
@@ -61,7 +61,7 @@ class Config:
     """Width of the hidden layers of projector and predictor."""
     out: int = 256
     """Width of z."""
-    net: resnet.Config = field(default_factory=resnet.Config)
+    net: encoders.Config = field(default_factory=resnet.Config)
     """The encoder."""
 
     def build(self) -> "BYOL":
@@ -88,7 +88,7 @@ class BYOL(Encoder):
     correlation: Tensor
     direct: Tensor
 
-    def __init__(self, config: Config, encoder: resnet.ResNet) -> None:
+    def __init__(self, config: Config, encoder: encoders.Net) -> None:
         super().__init__()
         self.config = config
         self.encoder = encoder
@@ -107,7 +107,8 @@ class BYOL(Encoder):
     @property
     def sees(self) -> Sees:
         """Two views."""
-        return Sees(axes=self.config.net.axes, views=2)
+        net = self.config.net
+        return Sees(axes=net.axes, views=2, multiple=encoders.multiple(net))
 
     def loss(self, batch: Views) -> dict[str, Tensor]:
         """L, the mean over images."""

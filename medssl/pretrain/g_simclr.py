@@ -30,7 +30,7 @@ from medssl.core.batch import Views
 from medssl.core.contrast import nt_xent
 from medssl.core.errors import UsageError
 from medssl.method import Encoder, Sees
-from medssl.nets import resnet
+from medssl.nets import encoders, resnet
 from medssl.nets.clusters import Clusters
 from medssl.nets.heads import mlp
 from medssl.nets.light_decoder import LightDecoder
@@ -56,7 +56,7 @@ class Config:
     """Channels of the decoder at the coarsest level."""
     out: int = 128
     """Width of what the head says."""
-    net: resnet.Config = field(default_factory=resnet.Config)
+    net: encoders.Config = field(default_factory=resnet.Config)
     """The encoder."""
 
     def build(self) -> "GSimCLR":
@@ -77,7 +77,13 @@ class Config:
             raise UsageError(f"refresh is {self.refresh}", "give 1 step or more, or null")
         if self.out < 2:
             raise UsageError(f"out is {self.out}", "give the head a width of 2 or more")
-        return GSimCLR(self, self.net.build())
+        encoder = self.net.build()
+        if encoder.strides[-1].bit_count() != 1:
+            raise UsageError(
+                f"the coarsest features have a stride of {encoder.strides[-1]} voxels",
+                "take a net where it is a power of 2",
+            )
+        return GSimCLR(self, encoder)
 
 
 class GSimCLR(Encoder):
@@ -85,7 +91,7 @@ class GSimCLR(Encoder):
 
     denoises: Tensor
 
-    def __init__(self, config: Config, encoder: resnet.ResNet) -> None:
+    def __init__(self, config: Config, encoder: encoders.Net) -> None:
         super().__init__()
         self.config = config
         self.encoder = encoder
@@ -102,7 +108,9 @@ class GSimCLR(Encoder):
     @property
     def sees(self) -> Sees:
         """Two views, and the image itself."""
-        return Sees(axes=self.config.net.axes, views=2, clusters=self.config.clusters)
+        c = self.config
+        multiple = encoders.multiple(c.net)
+        return Sees(axes=c.net.axes, views=2, multiple=multiple, clusters=c.clusters)
 
     @property
     def refresh_every(self) -> int | None:

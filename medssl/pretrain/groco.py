@@ -34,7 +34,7 @@ from medssl.core.errors import UsageError
 from medssl.core.precise import full_precision
 from medssl.core.ranks import gather, rank
 from medssl.method import Encoder, Sees
-from medssl.nets import resnet
+from medssl.nets import encoders, resnet
 from medssl.nets.heads import mlp
 
 
@@ -52,7 +52,7 @@ class Config:
     """Width of the hidden layer of the projector."""
     out: int = 128
     """Width of z."""
-    net: resnet.Config = field(default_factory=resnet.Config)
+    net: encoders.Config = field(default_factory=resnet.Config)
     """The encoder."""
 
     def build(self) -> "GroCo":
@@ -73,7 +73,7 @@ class Config:
 class GroCo(Encoder):
     """An encoder and its projector."""
 
-    def __init__(self, config: Config, encoder: resnet.ResNet) -> None:
+    def __init__(self, config: Config, encoder: encoders.Net) -> None:
         super().__init__()
         self.config = config
         self.encoder = encoder
@@ -82,7 +82,8 @@ class GroCo(Encoder):
     @property
     def sees(self) -> Sees:
         """Some views."""
-        return Sees(axes=self.config.net.axes, views=self.config.views)
+        net = self.config.net
+        return Sees(axes=net.axes, views=self.config.views, multiple=encoders.multiple(net))
 
     def loss(self, batch: Views) -> dict[str, Tensor]:
         """L, the mean over all views of the images."""

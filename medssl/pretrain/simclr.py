@@ -30,7 +30,7 @@ from medssl.core.batch import Views
 from medssl.core.contrast import nt_xent
 from medssl.core.errors import UsageError
 from medssl.method import Encoder, Sees
-from medssl.nets import resnet
+from medssl.nets import encoders, resnet
 from medssl.nets.heads import mlp
 
 
@@ -44,7 +44,7 @@ class Config:
     """Two layers, dropped afterwards, or three of which the first is kept."""
     out: int = 128
     """Width of z."""
-    net: resnet.Config = field(default_factory=resnet.Config)
+    net: encoders.Config = field(default_factory=resnet.Config)
     """The encoder."""
 
     def build(self) -> "SimCLR":
@@ -63,7 +63,7 @@ class Config:
 class SimCLR(Encoder):
     """An encoder whose views are told apart by a head."""
 
-    def __init__(self, config: Config, encoder: resnet.ResNet) -> None:
+    def __init__(self, config: Config, encoder: encoders.Net) -> None:
         super().__init__()
         self.config = config
         self.encoder = encoder
@@ -73,7 +73,8 @@ class SimCLR(Encoder):
     @property
     def sees(self) -> Sees:
         """Two views."""
-        return Sees(axes=self.config.net.axes, views=2)
+        net = self.config.net
+        return Sees(axes=net.axes, views=2, multiple=encoders.multiple(net))
 
     def loss(self, batch: Views) -> dict[str, Tensor]:
         """L."""

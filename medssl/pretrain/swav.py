@@ -37,7 +37,7 @@ from medssl.core.errors import UsageError
 from medssl.core.precise import full_precision
 from medssl.core.ranks import gather, rank, world
 from medssl.method import Encoder, Sees
-from medssl.nets import resnet
+from medssl.nets import encoders, resnet
 from medssl.nets.clusters import Clusters
 from medssl.nets.heads import mlp
 
@@ -75,7 +75,7 @@ class Config:
     """Width of the hidden layer of the projector."""
     out: int = 128
     """Width of z."""
-    net: resnet.Config = field(default_factory=resnet.Config)
+    net: encoders.Config = field(default_factory=resnet.Config)
     """The encoder."""
 
     def build(self) -> "SwAV":
@@ -108,7 +108,7 @@ class SwAV(Encoder):
     queue: Tensor
     queued: Tensor
 
-    def __init__(self, config: Config, encoder: resnet.ResNet) -> None:
+    def __init__(self, config: Config, encoder: encoders.Net) -> None:
         super().__init__()
         self.config = config
         self.encoder = encoder
@@ -127,7 +127,8 @@ class SwAV(Encoder):
     def sees(self) -> Sees:
         """Large and small views."""
         c = self.config
-        return Sees(axes=c.net.axes, views=c.views, small=c.small)
+        multiple = encoders.multiple(c.net)
+        return Sees(axes=c.net.axes, views=c.views, small=c.small, multiple=multiple)
 
     @property
     def refresh_every(self) -> int | None:
