@@ -215,7 +215,11 @@ def _traced(encoder: nn.Module) -> tuple[_Step, ...]:
             lawful = isinstance(part, (*_MASKED, *POINTWISE_MODULES)) and not _odd(part)
             what = type(part).__name__
         elif node.op == "call_function":
-            lawful = target in POINTWISE_FUNCTIONS or target in MAX_POOLS
+            gaps = node.kwargs.get("dilation", 1) not in (1, (1, 1), (1, 1, 1))
+            lawful = target in POINTWISE_FUNCTIONS or (
+                target in MAX_POOLS
+                and not (gaps or node.kwargs.get("ceil_mode") or node.kwargs.get("return_indices"))
+            )
             what = getattr(target, "__name__", str(target))
         else:
             lawful = node.op != "call_method" or target in POINTWISE_METHODS
@@ -228,9 +232,16 @@ def _traced(encoder: nn.Module) -> tuple[_Step, ...]:
 
 
 def _odd(part: nn.Module) -> bool:
-    """Whether a convolution pads with something else than zeros."""
-    plain = isinstance(part, nn.Conv2d | nn.Conv3d)
-    return plain and (part.padding_mode != "zeros" or isinstance(part.padding, str))
+    """Whether a layer does what its masked form does not: other padding, gaps, other sizes."""
+    if isinstance(part, nn.Conv2d | nn.Conv3d):
+        return part.padding_mode != "zeros" or isinstance(part.padding, str)
+    if isinstance(part, nn.MaxPool2d | nn.MaxPool3d):
+        return part.dilation not in (1, (1, 1), (1, 1, 1)) or part.ceil_mode or part.return_indices
+    if isinstance(part, nn.AvgPool2d | nn.AvgPool3d):
+        return part.ceil_mode
+    if isinstance(part, nn.AdaptiveAvgPool2d | nn.AdaptiveAvgPool3d):
+        return part.output_size not in (1, (1, 1), (1, 1, 1))
+    return False
 
 
 def _stored(tree: Any) -> Any:
@@ -309,11 +320,9 @@ def _max_pool(
     kernel_size: int | tuple[int, ...],
     stride: int | tuple[int, ...] | None = None,
     padding: int | tuple[int, ...] = 0,
-    **options: Any,
+    **_: Any,
 ) -> Sites:
     """The largest value, where hidden sites are 0 and those beyond the image do not count."""
-    if options.get("dilation", 1) != 1 or options.get("ceil_mode") or options.get("return_indices"):
-        raise UsageError("a pool of the encoder has no masked form", "take another net")
     axes = x.x.ndim - 2
     size, step, pad = (
         _each(n, axes) for n in (kernel_size, kernel_size if stride is None else stride, padding)

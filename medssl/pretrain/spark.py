@@ -51,8 +51,8 @@ class Config:
     ratio: float = 0.6
     """Share of the cells that are hidden; 0.75 in 3D."""
     block: tuple[int, ...] | None = None
-    """Sides of a cell in voxels, each a multiple of all strides up to it or of the coarsest one;
-    null takes the stride of the coarsest level."""
+    """Sides of a cell in voxels, each a multiple or a fraction of every stride of the net; null
+    takes the stride of the coarsest level."""
     decoder_width: int = 768
     """Channels of the decoder at the coarsest level."""
     normalised: bool | None = None
@@ -72,6 +72,7 @@ class Config:
 
 
 Net = resnet.ResNet | resenc.ResEnc | monai_encoder.MonaiEncoder
+"""What an encoder may be."""
 
 
 class SparK(Encoder):
@@ -86,8 +87,8 @@ class SparK(Encoder):
         axes, strides = config.net.axes, encoder.strides
         self.block = _block(config, strides)
         self.multiple = max(*self.block, strides[-1])
-        three = axes == 3
-        self.view = sparse_view(encoder, tiles=three if config.tiles is None else config.tiles)
+        tiles = axes == 3 if config.tiles is None else config.tiles
+        self.view = sparse_view(encoder, tiles=tiles)
         self.decoder = LightDecoder(axes, strides, config.decoder_width, config.net.in_channels)
         batch = norms.has_moments(encoder)
         conv = nn.Conv2d if axes == 2 else nn.Conv3d
@@ -99,7 +100,7 @@ class SparK(Encoder):
             {
                 str(k): trunc_normal_(torch.empty(1, width, *(1,) * axes), std=0.02)
                 for k, (width, stride, _) in enumerate(levels)
-                if stride <= max(self.block)
+                if stride <= min(self.block)
             }
         )
         self.projections = nn.ModuleList(
@@ -129,14 +130,14 @@ class SparK(Encoder):
             normed = found.normed(self.norms[k])
             token = self.tokens[str(k)] if found.partial else None
             levels.append(self.projections[k](normed.dense(token)))
-        guess = self.decoder(levels)
+        config = self.config
         error = hidden_error(
-            guess,
+            self.decoder(levels),
             image,
             visible,
             valid,
-            normalised=_or(self.config.normalised, self.config.net.axes == 2),
-            min_sd=self.config.min_sd,
+            normalised=config.net.axes == 2 if config.normalised is None else config.normalised,
+            min_sd=config.min_sd,
         )
         return {"hidden": error}
 
@@ -177,7 +178,3 @@ def _projection(conv: type[nn.Conv2d | nn.Conv3d], width: int, out: int, size: i
     if size == 1 and width == out:
         return nn.Identity()
     return conv(width, out, size, padding=size // 2)
-
-
-def _or(given: bool | None, default: bool) -> bool:
-    return default if given is None else given

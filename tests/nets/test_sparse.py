@@ -231,14 +231,35 @@ def test_unequal_numbers_of_seen_cells_are_refused():
         sparse_view(encoder, tiles=True).features(image(2, 2, 16), seen.reshape(2, 1, 2, 2))
 
 
-def test_a_layer_without_a_masked_form_is_refused():
-    class Odd(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.up = nn.Upsample(scale_factor=2)
+class Odd(nn.Module):
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
 
-        def features(self, x):
-            return [self.up(x)]
+    def features(self, x):
+        return [self.layer(x)]
 
-    with pytest.raises(UsageError, match="Upsample of the encoder has no masked form"):
-        sparse_view(Odd())
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.Upsample(scale_factor=2),
+        nn.MaxPool2d(2, ceil_mode=True),
+        nn.AdaptiveAvgPool2d(2),
+        built(lambda: nn.Conv2d(1, 1, 3, padding=1, padding_mode="reflect")),
+        nn.BatchNorm2d(1),
+        torch.nn.functional.softmax,
+    ],
+)
+def test_a_layer_without_a_masked_form_is_refused(layer):
+    with pytest.raises(UsageError, match="of the encoder has no masked form"):
+        sparse_view(Odd(layer))
+
+
+@pytest.mark.cuda
+def test_tiles_are_the_whole_maps_on_a_gpu():
+    encoder = built(resnet.Config(axes=3, depths=(1, 1), width=8, stem="small").build).cuda()
+    x, seen = image(1, 3, 32, torch.float32).cuda(), visible(1, (2, 2, 2), 2).cuda()
+    whole, tiles = (sparse_view(encoder, tiles=t) for t in (False, True))
+    for a, b in zip(whole.features(x, seen), tiles.features(x, seen), strict=True):
+        assert (a - b).abs().max() <= 1e-5 * a.abs().max()
