@@ -126,8 +126,9 @@ def _numbered(name: str, tensors: Iterable[Tensor]) -> dict[str, Tensor]:
 
 
 def _below(name: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors under a name, without it."""
-    return {k.removeprefix(f"{name}/"): v for k, v in tensors.items() if k.startswith(f"{name}/")}
+    """The tensors under a name, without it, in an order that is the same for all processes."""
+    found = sorted(k for k in tensors if k.startswith(f"{name}/"))
+    return {k.removeprefix(f"{name}/"): tensors[k] for k in found}
 
 
 def _refill(places: list[Tensor], tensors: Mapping[str, Tensor]) -> None:

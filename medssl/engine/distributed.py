@@ -106,7 +106,10 @@ def whole_state(method: nn.Module) -> dict[str, Tensor]:
 
 
 def spread_like(value: Tensor, like: Tensor) -> Tensor:
-    """A whole tensor, spread over the processes as another one of its shape is."""
+    """A whole tensor, spread over the processes as another one of its shape is.
+
+    All processes must ask for the same tensors in the same order.
+    """
     if not together():
         return value
     from torch.distributed.tensor import DTensor, distribute_tensor
@@ -119,4 +122,4 @@ def spread_like(value: Tensor, like: Tensor) -> Tensor:
 def load_state(method: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """Give a method its whole state, of which each process keeps its part."""
     present = method.state_dict()
-    method.load_state_dict({k: spread_like(v, present[k]) for k, v in tensors.items()})
+    method.load_state_dict({k: spread_like(tensors[k], v) for k, v in present.items()})
