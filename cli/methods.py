@@ -47,4 +47,6 @@ def _learns(parts: "Sequence[Recipe]") -> str:
     """What from: many scans for those that `medssl train` alone can fit."""
     if all(part.train is None for part in parts):
         return "nothing"
+    if any(part.crops is not None for part in parts):
+        return "from a store"
     return "from the scan" if all(part.raw is None for part in parts) else "from many scans"

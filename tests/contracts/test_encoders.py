@@ -39,8 +39,7 @@ NUMBERS = {
     "hidden": 12,
     "out": 8,
     "width": 12,
-    "dim": 16,
-    "heads": 2,
+    "K_intra": 6,
     "clusters": 8,
     "small": 1,
     "queue": 0,
@@ -79,11 +78,11 @@ def small(name):
     kept = {k: net[k] for k in ("net", "axes", "in_channels") if k in net}
     changes["method.net"] = kept | NETS[net["net"]]
     changes |= {f"method.{k}": v for k, v in NUMBERS.items() if k in settled}
-    for key in ("K", "prototypes"):
-        if isinstance(settled.get(key), (tuple, list)):
-            changes[f"method.{key}"] = [4] * len(settled[key])
-    if isinstance(settled.get("K"), int):
-        changes["method.K"] = 4
+    if "slices" in settled:
+        changes["method.slices"] = {"width": 16, "hidden": 20, "layers": 1, "heads": 2}
+    if "K" in settled:
+        sets = settled["K"]
+        changes["method.K"] = 4 if isinstance(sets, int) else [4] * len(sets)
     if settled.get("block") is not None:
         block = settled["block"]
         changes["method.block"] = 8 if isinstance(block, int) else [8] * axes
