@@ -20,7 +20,7 @@ from medssl.core.errors import InputError, MedsslError, QualityError, UsageError
 from medssl.core.geometry import Geometry
 from medssl.core.image import Image, Stored
 from medssl.core.kspace import KSpace
-from medssl.core.run import Run, plain
+from medssl.core.run import Run, plain, versions
 from medssl.data import archive
 from medssl.data.jobs import cores
 from medssl.data.prepare import Prepared as PreparedStore
@@ -31,6 +31,10 @@ from medssl.engine import recon as raw_scan
 from medssl.engine.choose import Choice, Quality
 from medssl.engine.device import machine
 from medssl.engine.distributed import is_first, joined
+from medssl.engine.embed import Asked as AskedFeatures
+from medssl.engine.embed import Per
+from medssl.engine.embed import embed as embed_scans
+from medssl.engine.encoders import load_encoder
 from medssl.engine.learn import Watch
 from medssl.engine.pretrain import pretrain as pretrain_on
 from medssl.engine.restore import Prepared, Progress, Request, prepare, restore
@@ -43,6 +47,7 @@ from medssl.io import memory as in_memory
 from medssl.io import sigma_maps as map_files
 from medssl.io.b2nd import Codec
 from medssl.io.derived import Derivation, derived_datasets
+from medssl.io.features import Features, check_suffix, write_features
 from medssl.io.gradients import read_b_values
 from medssl.io.kspace import is_raw, read_kspace
 from medssl.io.limits import Limits
@@ -474,6 +479,92 @@ def pretrain(
     line += f"steps of {wanted.train.batch} on {seen['images']} images of {seen['learnt']} volumes"
     line = f"would learn {line}" if dry_run else line
     return Trained(folder.path, done.record, done.refused, done.warnings, line, folder.files)
+
+
+@dataclass(frozen=True, eq=False)
+class Embedding:
+    """What `embed` gives back."""
+
+    features: Features
+    """One row for each volume, slice or patch."""
+    record: Mapping[str, Any]
+    """What the sidecar holds."""
+    refused: tuple[MedsslError, ...]
+    """Why some scans were passed over."""
+    line: str
+    files: tuple[Path, ...] = ()
+    """The table and its sidecar, where they were written."""
+
+
+def embed(
+    x: str | Path,
+    out: str | Path | None = None,
+    *,
+    weights: str | Path,
+    per: Per = "volume",
+    overlap: float = 0.25,
+    unit_length: bool = False,
+    device: str = "auto",
+    memory: str | None = None,
+    threads: int | None = None,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> Embedding:
+    """Features of scans by a pretrained encoder; rows are named by hashes, never by files.
+
+    Args:
+        x: A store, a scan (file or DICOM folder), or a folder of scans at any depth.
+        out: Table to write: `.parquet`, `.csv` or `.npz`; None writes nothing.
+        weights: Folder of a pretraining.
+        per: A row for each `volume`, `slice` or `patch`; windows of the size of the pretraining
+            slide over the patient, and rows of volumes and slices are their mean.
+        overlap: Share of a window that the next one shows again, at least.
+        unit_length: Whether each row is divided by its length.
+        device: `auto`, `cpu`, `cuda`, `cuda:1`, `mps`.
+        memory: Upper bound such as `4GB`; None means what is free.
+        threads: CPU threads; None means all cores.
+        overwrite: Replace an existing table.
+        progress: Told the stage, how much is done, and how much there is.
+
+    Raises:
+        UsageError: The words of the call cannot be right.
+        InputError: No scan can be used.
+        WeightsError: The weights are missing, damaged, or of no encoder that is ready.
+        MemoryLimitError: A window does not fit.
+        OutputError: The table cannot be put where it should go.
+    """
+    where, source = machine(device, memory, threads), Path(x)
+    target = None if out is None else Path(out)
+    if target is not None:
+        check_suffix(target)
+        for path in (target, target.with_suffix(".json")):
+            atomic.check_target(path, overwrite=overwrite, source=source)
+    loaded = load_encoder(Path(weights), {})
+    asked = AskedFeatures(per=per, overlap=overlap, unit_length=unit_length)
+    done = embed_scans(source, loaded, asked, where, progress or _say_nothing)
+    rows, size = done.table.values.shape
+    record = {
+        "GeneratedBy": [{"Name": "medssl", "Version": version("medssl")}],
+        "medssl": {
+            "task": "embed",
+            "weights": loaded.as_dict(),
+            **dataclasses.asdict(asked),
+            "rows": rows,
+            "features": size,
+            "failed": len(done.refused),
+            "versions": versions(),
+        },
+    }
+    line = f"{rows} rows of {size} features, one for each {per}, by {loaded.recipe.name}"
+    line += f", {len(done.refused)} scans passed over" if done.refused else ""
+    if target is None:
+        return Embedding(done.table, plain(record), done.refused, line)
+    side = target.with_suffix(".json")
+    atomic.remove(side)
+    write_features(target, done.table, overwrite=overwrite)
+    record["outputs"] = [target.name, side.name]
+    sidecar.write(side, plain(record), overwrite=overwrite)
+    return Embedding(done.table, plain(record), done.refused, line, (target, side))
 
 
 def _wanted(
