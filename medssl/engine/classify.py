@@ -110,7 +110,9 @@ def _best_c(z: Floats, y: Ints, groups: Ints, n_classes: int) -> float:
     return float(GRID[int(np.argmin(losses))])  # the strongest bound where no fold says anything
 
 
-def _path(z: Floats, y: Ints, n_classes: int, grid: "tuple[float, ...] | list[float]") -> list[Floats]:
+def _path(
+    z: Floats, y: Ints, n_classes: int, grid: "tuple[float, ...] | list[float]"
+) -> list[Floats]:
     """Weights (D + 1, n_classes) for ascending values of C, each begun where the last one ended."""
     n, size = z.shape
     held = np.concatenate([z, np.ones((n, 1))], 1)

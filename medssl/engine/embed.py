@@ -163,7 +163,12 @@ class Scans:
 
 
 def windows(
-    array: NDArray[Any], volume: Volume, crops: Crops, method: Encoder, channels: int, overlap: float
+    array: NDArray[Any],
+    volume: Volume,
+    crops: Crops,
+    method: Encoder,
+    channels: int,
+    overlap: float,
 ) -> Iterator[Window]:
     """Windows over the foreground of a volume, of the size that the encoder was pretrained on.
 
@@ -207,7 +212,7 @@ def _cut(
     else:
         extent = tuple(min(n, m) for n, m in zip(size, array.shape[1:], strict=True))
         starts = [
-            _starts(low, high, n, side, overlap)
+            starts(low, high, n, side, overlap)
             for (low, high), n, side in zip(box, extent, array.shape[1:], strict=True)
         ]
         corners = list(itertools.product(*starts))
@@ -218,7 +223,11 @@ def _cut(
         if len(x) != channels:
             x = x.mean(0, keepdim=True).expand(channels, *x.shape[1:])
         x = resized(x, size) if crops.whole else x
-        ends = [v for n, m in zip(reversed(size), reversed(x.shape[1:]), strict=True) for v in (0, n - m)]
+        ends = [
+            v
+            for n, m in zip(reversed(size), reversed(x.shape[1:]), strict=True)
+            for v in (0, n - m)
+        ]
         start = dict(zip(order, corner, strict=True))
         if slice_at is not None:
             start[slice_at[0]] = slice_at[1]
@@ -231,7 +240,7 @@ def _cut(
         )
 
 
-def _starts(low: int, high: int, size: int, side: int, overlap: float) -> list[int]:
+def starts(low: int, high: int, size: int, side: int, overlap: float) -> list[int]:
     """First voxels of windows along an axis that cover low to high and stay within the side."""
     if high - low <= size:
         return [max(0, min((low + high - size) // 2, side - size))]
@@ -297,12 +306,10 @@ def batched(source: Iterator[Window], n: int) -> Iterator[list[Window]]:
         yield some
 
 
-def _mean(
-    seen: Sequence[tuple[Window, NDArray[np.float32]]], least: float
-) -> NDArray[np.float32]:
+def _mean(seen: Sequence[tuple[Window, NDArray[np.float32]]], least: float) -> NDArray[np.float32]:
     """Over windows; those with little of the patient count only where no other does."""
     full = [v for w, v in seen if w.share >= least] or [v for _, v in seen]
-    return np.mean(full, axis=0, dtype=np.float64).astype(np.float32)
+    return np.asarray(np.mean(full, axis=0, dtype=np.float64), np.float32)
 
 
 def _table(rows: Sequence[_Row], asked: Asked) -> Features:

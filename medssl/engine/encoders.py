@@ -140,7 +140,7 @@ def _as_stored(
     group: str,
 ) -> tuple[NDArray[Any], Volume]:
     if valid is not None:
-        valid = valid.all(0, keepdims=True)
+        valid = np.logical_and.reduce(valid, 0, keepdims=True)
     if data.ndim == 3:
         data, valid = data[..., None], None if valid is None else valid[..., None]
     turned, affine = canonical(data, image.geometry.affine)

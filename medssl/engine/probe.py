@@ -7,6 +7,7 @@ were calibrated on the same images, or those of another table.
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -39,6 +40,7 @@ TRIES = 200
 """Partings that are drawn until each class is on both sides."""
 CALIBRATED_ON = 24
 """Batches of images for the norms of random weights, see `engine.pretrain`."""
+ACCURACY = "balanced accuracy"
 ENOUGH_RUNS = 3
 """Pretraining seeds from which on an interval says something of others."""
 RANDOM = 10_000
@@ -68,10 +70,11 @@ class Row:
     labels: str
     """Of each class, or `all`."""
     arm: str
-    """`pretrained`, what it is compared with, or `gain`."""
-    accuracy: Interval
-    """Mean over classes of the share that is recognised."""
-    auc: float
+    """`pretrained`, what it is compared with, or the gain over that."""
+    metric: str
+    """`balanced accuracy`, the mean over classes of the share that is recognised, or `dice`."""
+    value: Interval
+    auc: float = math.nan
     """Mean over classes, draws and runs of the area under the curve; a difference for the gain."""
 
     def as_dict(self) -> dict[str, Any]:
@@ -80,9 +83,10 @@ class Row:
             "probe": self.probe,
             "labels": self.labels,
             "arm": self.arm,
-            "accuracy": self.accuracy.value,
-            "low": self.accuracy.low,
-            "high": self.accuracy.high,
+            "metric": self.metric,
+            "value": self.value.value,
+            "low": self.value.low,
+            "high": self.value.high,
             "auc": self.auc,
         }
 
@@ -119,11 +123,15 @@ def probe(arms: Mapping[str, Sequence[Labelled]], asked: Asked) -> Report:
             raise InputError("tables hold other rows", "embed the same scans with each encoder")
     known = _known_split(first)
     parted = [known or _drawn_split(first, asked.seed + k) for k in range(asked.seeds)]
-    warnings = _doubts(arms, first, known is not None)
+    warnings = doubts(len(next(iter(arms.values()))))
+    if known is None and "train" in first.split:
+        warnings.append("tested on scans that the pretraining may have seen, without their labels")
     rows: list[Row] = []
     for task, n in itertools.product(asked.tasks, _useful(first, parted, asked.per_class)):
         draws = parted[:1] if known is not None and n == ALL else parted
-        scored = {name: _scored(tables, task, n, draws, asked.seed) for name, tables in arms.items()}
+        scored = {
+            name: _scored(tables, task, n, draws, asked.seed) for name, tables in arms.items()
+        }
         rows += _rows(scored, task, "all" if n == ALL else str(n), asked.seed)
     n_groups = len(np.unique(first.group))
     facts = {
@@ -169,9 +177,7 @@ def _images(source: Path, loaded: LoadedEncoder, machine: Machine) -> Iterator[T
                     yield torch.stack(held[start : start + size]).to(machine.device)
 
 
-def _spread(
-    array: NDArray[Any], volume: Volume, loaded: LoadedEncoder, count: int
-) -> list[Tensor]:
+def _spread(array: NDArray[Any], volume: Volume, loaded: LoadedEncoder, count: int) -> list[Tensor]:
     """At most so many windows, evenly over a volume."""
     found = [
         w.image
@@ -222,19 +228,14 @@ def _useful(held: Labelled, parted: Sequence[Parting], wanted: Sequence[int]) ->
     return [n for n in wanted if n == ALL or n < most] or [ALL]
 
 
-def _doubts(
-    arms: Mapping[str, Sequence[Labelled]], held: Labelled, known: bool
-) -> list[str]:
-    found = []
-    n = len(next(iter(arms.values())))
-    if n < ENOUGH_RUNS:
-        found.append(
-            f"{n} pretraining seed{'s' if n > 1 else ''}: intervals say little of other seeds; "
-            "give three runs or more"
-        )
-    if not known and any(s == "train" for s in held.split):
-        found.append("tested on scans that the pretraining may have seen, without labels")
-    return found
+def doubts(n_runs: int) -> list[str]:
+    """What a user should know of intervals over so many pretraining seeds."""
+    if n_runs >= ENOUGH_RUNS:
+        return []
+    return [
+        f"{n_runs} pretraining seed{'s' if n_runs > 1 else ''}: intervals say little of others; "
+        f"give {ENOUGH_RUNS} runs or more"
+    ]
 
 
 @dataclass(frozen=True, eq=False)
@@ -281,9 +282,7 @@ def _classifier(task: Task) -> Callable[[Labelled, Ints, Ints], Floats]:
         )
 
     def by_neighbours(held: Labelled, train: Ints, test: Ints) -> Floats:
-        return classify.neighbours(
-            held.x[train], held.y[train], held.x[test], len(held.classes)
-        )
+        return classify.neighbours(held.x[train], held.y[train], held.x[test], len(held.classes))
 
     return by_line if task == "linear" else by_neighbours
 
@@ -291,11 +290,11 @@ def _classifier(task: Task) -> Callable[[Labelled, Ints, Ints], Floats]:
 def _rows(scored: Mapping[str, _Scored], task: str, labels: str, seed: int) -> list[Row]:
     rng = np.random.default_rng(seed)
     found = [
-        Row(task, labels, name, interval(one.hits, one.counts, rng), one.auc)
+        Row(task, labels, name, ACCURACY, interval(one.hits, one.counts, rng), one.auc)
         for name, one in scored.items()
     ]
     if len(scored) == 2:
         ours, other = scored.values()
         gain = interval(ours.hits - other.hits, ours.counts, rng)
-        found.append(Row(task, labels, "gain", gain, ours.auc - other.auc))
+        found.append(Row(task, labels, "gain", ACCURACY, gain, ours.auc - other.auc))
     return found

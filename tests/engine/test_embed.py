@@ -52,9 +52,7 @@ def test_a_row_is_the_mean_of_its_windows(pretrained, store):
 @pytest.mark.parametrize("suffix", [".parquet", ".csv", ".npz"])
 def test_tables_come_back(pretrained, store, tmp_path, suffix):
     out = tmp_path / f"features{suffix}"
-    done = api.embed(
-        store, out, weights=pretrained(), per="slice", unit_length=True, threads=1
-    )
+    done = api.embed(store, out, weights=pretrained(), per="slice", unit_length=True, threads=1)
     back = read_features(out)
     assert (back.id, back.group, back.split) == (
         done.features.id,
@@ -88,7 +86,12 @@ def test_a_folder_of_scans_keeps_its_names_to_itself(pretrained, nifti, brain, t
 
 def test_encoders_of_volumes_and_whole_slices(pretrained, store):
     net = {"net": "resnet", "axes": 3, "depths": [1, 1], "width": 4, "bottleneck": False}
-    method = {"name": "spark", "net": net | {"stem": "small"}, "decoder_width": 8, "block": [8, 8, 8]}
+    method = {
+        "name": "spark",
+        "net": net | {"stem": "small"},
+        "decoder_width": 8,
+        "block": [8, 8, 8],
+    }
     run = pretrained("three", method, (16, 16, 16))
     assert api.embed(store, weights=run, threads=1).features.values.shape == (4, 8)
     with pytest.raises(UsageError, match="volumes, not slices"):
