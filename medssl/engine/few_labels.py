@@ -36,6 +36,7 @@ from medssl.engine.device import Machine
 from medssl.engine.embed import starts
 from medssl.engine.encoders import LoadedEncoder
 from medssl.engine.fit import Fitting, go_on
+from medssl.engine.label_maps import Case
 from medssl.engine.probe import ALL, RANDOM, Report, Row, doubts
 from medssl.method import Encoder, Method
 from medssl.metrics.interval import interval
@@ -55,19 +56,6 @@ SHARE_FULL = 0.5
 """Of the crops that are laid around a labelled voxel."""
 
 Floats = NDArray[np.float64]
-
-
-@dataclass(frozen=True, eq=False)
-class Case:
-    """An image with its label map."""
-
-    image: Tensor
-    """(C, *S), normalised as for the encoder."""
-    label: Tensor
-    """(*S) int64, 0 is the background."""
-    group: int
-    """Equal where cases may be of one patient."""
-    split: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

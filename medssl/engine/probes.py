@@ -14,7 +14,8 @@ from medssl.engine.device import Machine
 from medssl.engine.embed import Asked as AskedFeatures
 from medssl.engine.embed import embed
 from medssl.engine.encoders import LoadedEncoder, load_encoder
-from medssl.engine.labels import Label, Labelled, cases_of, joined, read_labels
+from medssl.engine.label_maps import cases_of
+from medssl.engine.labels import Label, Labelled, joined, read_labels
 from medssl.engine.probe import Report
 from medssl.io.features import is_table, read_features
 from medssl.io.limits import Limits

@@ -14,7 +14,6 @@ from medssl.engine.few_labels import (
     ARMS,
     BATCH,
     Asked,
-    Case,
     Compute,
     _batches,
     _net,
@@ -22,6 +21,7 @@ from medssl.engine.few_labels import (
     pretraining_flops,
     segment,
 )
+from medssl.engine.label_maps import Case
 
 CPU = Machine(torch.device("cpu"), None, 1)
 
