@@ -122,20 +122,26 @@ def _path(
     for c in grid:
         decay = np.full((size + 1, 1), 1 / (c * n))
         decay[-1] = 0  # the offset is free
-
-        def loss(flat: Floats, decay: Floats = decay) -> tuple[float, Floats]:
-            w = flat.reshape(weights.shape)
-            log_p = log_softmax(held @ w, axis=1)
-            value = -(truth * log_p).sum() / n + 0.5 * (decay * w * w).sum()
-            gradient = held.T @ (np.exp(log_p) - truth) / n + decay * w
-            return float(value), gradient.ravel()
-
         solved = minimize(
-            loss, weights.ravel(), jac=True, method="L-BFGS-B", options={"maxiter": STEPS}
+            _loss,
+            weights.ravel(),
+            (held, truth, decay),
+            jac=True,
+            method="L-BFGS-B",
+            options={"maxiter": STEPS},
         )
         weights = solved.x.reshape(weights.shape)
         found.append(weights)
     return found
+
+
+def _loss(flat: Floats, held: Floats, truth: Floats, decay: Floats) -> tuple[float, Floats]:
+    """The objective and its gradient."""
+    w = flat.reshape(len(decay), -1)
+    log_p = log_softmax(held @ w, axis=1)
+    value = -(truth * log_p).sum() / len(held) + 0.5 * (decay * w * w).sum()
+    gradient = held.T @ (np.exp(log_p) - truth) / len(held) + decay * w
+    return float(value), gradient.ravel()
 
 
 def _scores(weights: Floats, z: Floats) -> Floats:

@@ -15,7 +15,7 @@ from torch.nn.functional import pad
 
 from medssl.config import Crops
 from medssl.core.errors import InputError, MedsslError, MemoryLimitError, UsageError, naming
-from medssl.data.store import MANIFEST, Store, Volume
+from medssl.data.store import Store, Volume, is_store
 from medssl.data.views import BODY, CT, normalised, resized, thick_axis
 from medssl.engine.archive import groups_of, short
 from medssl.engine.course import Progress
@@ -130,7 +130,7 @@ class Scans:
         Raises:
             InputError: There are none.
         """
-        if (source / MANIFEST).is_file():
+        if is_store(source):
             store = Store.open(source)
             return cls(store, store.volumes, {}, limits)
         found = find_scans(source, limits)
@@ -211,11 +211,9 @@ def _cut(
         corners, extent = [tuple(low for low, _ in box)], tuple(high - low for low, high in box)
     else:
         extent = tuple(min(n, m) for n, m in zip(size, array.shape[1:], strict=True))
-        starts = [
-            starts(low, high, n, side, overlap)
-            for (low, high), n, side in zip(box, extent, array.shape[1:], strict=True)
-        ]
-        corners = list(itertools.product(*starts))
+        sides = zip(box, extent, array.shape[1:], strict=True)
+        firsts = [starts(low, high, n, side, overlap) for (low, high), n, side in sides]
+        corners = list(itertools.product(*firsts))
     for corner in corners:
         part = tuple(slice(a, a + n) for a, n in zip(corner, extent, strict=True))
         voxels = array[(slice(None), *part)]

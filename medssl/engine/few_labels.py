@@ -8,8 +8,8 @@ B. random weights, F steps and as many more as the floating point operations of 
    for, with a schedule of that length;
 C. pretrained weights, F steps.
 
-What counts is C - A and, for the question whether the pretraining was worth its time, C - B. Dice is
-that of all test images of a group together, its mean taken over the classes there are.
+What counts is C - A and, for the question whether the pretraining was worth its time, C - B. Dice
+is that of all test images of a group together, its mean taken over the classes there are.
 """
 
 import copy
@@ -167,7 +167,8 @@ def segment(
     warnings = doubts(len(runs))
     if compute is not None and abs(compute.share - 1) > 0.02:
         warnings.append(
-            f"arm B has {compute.share:.0%} of the operations of the pretraining, a step is too large"
+            f"arm B has {compute.share:.0%} of the operations of the pretraining: a step of it is "
+            "too large to divide them"
         )
     return Report(tuple(rows), facts, tuple(warnings))
 
@@ -345,7 +346,7 @@ def _batches(
 
 
 def _crop(cases: Sequence[Case], crops: Crops, generator: torch.Generator) -> _Drawn:
-    """A crop of a random case, half of them around a labelled voxel, flipped as the recipe has it."""
+    """A crop of a random case, half of them around a labelled voxel, flipped by chance."""
 
     def below(n: int) -> int:
         return int(torch.randint(max(1, n), (), generator=generator))

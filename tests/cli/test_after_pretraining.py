@@ -13,14 +13,15 @@ from medssl.io.features import Features, write_features
 
 def test_embed(medssl, pretrained, store, tmp_path):
     out = tmp_path / "features.csv"
-    code, text, err = medssl("embed", store, "-w", pretrained(), "-o", out, "--per", "slice", "-q")
+    code, text, err = medssl(
+        "embed", store, "-w", pretrained(), "-o", out, "--per", "slice", "-q", "--threads", 1
+    )
     assert code == 0, err
     assert text.splitlines() == [str(out)]
     assert "one for each slice, by tiny" in err
     with out.open() as handle:
         header = next(csv.reader(handle))
     assert header[:6] == ["id", "group", "split", "modality", "slice", "f0"]
-    words = ("embed", store, "-w", tmp_path / "run", "-o", out)
     assert medssl(*words)[0] == 6
     assert medssl(*words, "--overwrite", "--json", "--l2")[0] == 0
     assert medssl("embed", store, "-w", tmp_path, "-o", tmp_path / "other.csv")[0] == 4
@@ -33,7 +34,7 @@ def test_probe_of_runs_and_slices(medssl, pretrained, store, tmp_path):
     labels = tmp_path / "labels.csv"
     labels.write_text("\n".join(["id,slice,label", *rows]) + "\n")
     runs = [pretrained(f"run{k}", seed=k) for k in range(2)]
-    words = ["probe", *runs, "--labels", labels, "--n", "2,all", "--seeds", 2, "-q"]
+    words = ["probe", *runs, "--labels", labels, "--n", "2,all", "--seeds", 2, "-q", "--threads", 1]
     assert medssl(*words)[0] == 2
     out = tmp_path / "report"
     code, text, err = medssl(*words, "--data", store, "-o", out)
@@ -84,7 +85,7 @@ def test_probe_of_label_maps(medssl, pretrained, tmp_path):
     labels = tmp_path / "labels.csv"
     labels.write_text("\n".join(rows))
     words = ["probe", pretrained(), "--labels", labels, "--task", "segment", "--seeds", 1]
-    words += ["--n", "2", "--steps", 3, "--device", "cpu"]
+    words += ["--n", "2", "--steps", 3, "--threads", 1]
     code, text, err = medssl(*words, "-o", tmp_path / "report")
     assert code == 0, err
     assert "gain over A" in text

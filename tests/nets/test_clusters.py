@@ -36,4 +36,3 @@ def test_a_part_of_the_store_leaves_what_is_known_of_the_rest(clusters):
     before = clusters.assignment.clone()
     clusters.find(bank[:8], torch.arange(8), stream(1, "k"))
     assert torch.equal(clusters.assignment[8:], before[8:])
-
