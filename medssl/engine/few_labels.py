@@ -404,14 +404,17 @@ def _guess(method: Segmenter, image: Tensor, crops: Crops, device: torch.device)
     corners = itertools.product(
         *(starts(0, n, min(s, n), n, 0.5) for n, s in zip(sides, crops.size, strict=True))
     )
-    for corner in corners:
-        part = tuple(
-            slice(a, min(a + s, n)) for a, s, n in zip(corner, crops.size, sides, strict=True)
-        )
-        window = _padded(image[(slice(None), *part)], crops.size)[None].to(device)
-        p = method.net(window)[0].softmax(0).cpu()
-        inside = tuple(slice(0, s.stop - s.start) for s in part)
-        total[(slice(None), *part)] += p[(slice(None), *inside)]
+    parts = [
+        tuple(slice(a, min(a + s, n)) for a, s, n in zip(corner, crops.size, sides, strict=True))
+        for corner in corners
+    ]
+    n = BATCH[len(sides)]
+    for some in (parts[k : k + n] for k in range(0, len(parts), n)):
+        windows = [_padded(image[(slice(None), *part)], crops.size) for part in some]
+        guesses = method.net(torch.stack(windows).to(device)).softmax(1).cpu()
+        for part, p in zip(some, guesses, strict=True):
+            inside = tuple(slice(0, s.stop - s.start) for s in part)
+            total[(slice(None), *part)] += p[(slice(None), *inside)]
     return total.argmax(0)
 
 
