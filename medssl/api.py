@@ -20,19 +20,24 @@ from medssl.core.errors import InputError, MedsslError, QualityError, UsageError
 from medssl.core.geometry import Geometry
 from medssl.core.image import Image, Stored
 from medssl.core.kspace import KSpace
-from medssl.core.run import Run, plain
+from medssl.core.run import Run, plain, versions
 from medssl.data import archive
 from medssl.data.jobs import cores
 from medssl.data.prepare import Prepared as PreparedStore
 from medssl.data.prepare import prepare as prepare_store
 from medssl.data.store import is_store, read_manifest
-from medssl.engine import ct_report, estimate
+from medssl.engine import ct_report, estimate, probes
 from medssl.engine import recon as raw_scan
 from medssl.engine.choose import Choice, Quality
 from medssl.engine.device import machine
 from medssl.engine.distributed import is_first, joined
+from medssl.engine.embed import Asked as AskedFeatures
+from medssl.engine.embed import Per
+from medssl.engine.embed import embed as embed_scans
+from medssl.engine.encoders import load_encoder
 from medssl.engine.learn import Watch
 from medssl.engine.pretrain import pretrain as pretrain_on
+from medssl.engine.probe import Report
 from medssl.engine.restore import Prepared, Progress, Request, prepare, restore
 from medssl.engine.steer import Part, Regions, box, checked_strengths
 from medssl.engine.train import train as train_on
@@ -43,6 +48,7 @@ from medssl.io import memory as in_memory
 from medssl.io import sigma_maps as map_files
 from medssl.io.b2nd import Codec
 from medssl.io.derived import Derivation, derived_datasets
+from medssl.io.features import Features, check_suffix, write_features
 from medssl.io.gradients import read_b_values
 from medssl.io.kspace import is_raw, read_kspace
 from medssl.io.limits import Limits
@@ -474,6 +480,205 @@ def pretrain(
     line += f"steps of {wanted.train.batch} on {seen['images']} images of {seen['learnt']} volumes"
     line = f"would learn {line}" if dry_run else line
     return Trained(folder.path, done.record, done.refused, done.warnings, line, folder.files)
+
+
+@dataclass(frozen=True, eq=False)
+class Embedding:
+    """What `embed` gives back."""
+
+    features: Features
+    """One row for each volume, slice or patch."""
+    record: Mapping[str, Any]
+    """What the sidecar holds."""
+    refused: tuple[MedsslError, ...]
+    """Why some scans were passed over."""
+    line: str
+    files: tuple[Path, ...] = ()
+    """The table and its sidecar, where they were written."""
+
+
+def embed(
+    x: str | Path,
+    out: str | Path | None = None,
+    *,
+    weights: str | Path,
+    per: Per = "volume",
+    overlap: float = 0.25,
+    unit_length: bool = False,
+    device: str = "auto",
+    memory: str | None = None,
+    threads: int | None = None,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> Embedding:
+    """Features of scans by a pretrained encoder; rows are named by hashes, never by files.
+
+    Args:
+        x: A store, a scan (file or DICOM folder), or a folder of scans at any depth.
+        out: Table to write: `.parquet`, `.csv` or `.npz`; None writes nothing.
+        weights: Folder of a pretraining.
+        per: A row for each `volume`, `slice` or `patch`; windows of the size of the pretraining
+            slide over the patient, and rows of volumes and slices are their mean.
+        overlap: Share of a window that the next one shows again, at least.
+        unit_length: Whether each row is divided by its length.
+        device: `auto`, `cpu`, `cuda`, `cuda:1`, `mps`.
+        memory: Upper bound such as `4GB`; None means what is free.
+        threads: CPU threads; None means all cores.
+        overwrite: Replace an existing table.
+        progress: Told the stage, how much is done, and how much there is.
+
+    Raises:
+        UsageError: The words of the call cannot be right.
+        InputError: No scan can be used.
+        WeightsError: The weights are missing, damaged, or of no encoder that is ready.
+        MemoryLimitError: A window does not fit.
+        OutputError: The table cannot be put where it should go.
+    """
+    where, source = machine(device, memory, threads), Path(x)
+    target = None if out is None else Path(out)
+    if target is not None:
+        check_suffix(target)
+        for path in (target, target.with_suffix(".json")):
+            atomic.check_target(path, overwrite=overwrite, source=source)
+    loaded = load_encoder(Path(weights), {})
+    asked = AskedFeatures(per=per, overlap=overlap, unit_length=unit_length)
+    done = embed_scans(source, loaded, asked, where, progress or _say_nothing)
+    rows, size = done.table.values.shape
+    record = {
+        "GeneratedBy": [{"Name": "medssl", "Version": version("medssl")}],
+        "medssl": {
+            "task": "embed",
+            "weights": loaded.as_dict(),
+            **dataclasses.asdict(asked),
+            "rows": rows,
+            "features": size,
+            "failed": len(done.refused),
+            "versions": versions(),
+        },
+    }
+    line = f"{rows} rows of {size} features, one for each {per}, by {loaded.recipe.name}"
+    line += f", {len(done.refused)} scans passed over" if done.refused else ""
+    if target is None:
+        return Embedding(done.table, plain(record), done.refused, line)
+    side = target.with_suffix(".json")
+    atomic.remove(side)
+    write_features(target, done.table, overwrite=overwrite)
+    record["outputs"] = [target.name, side.name]
+    sidecar.write(side, plain(record), overwrite=overwrite)
+    return Embedding(done.table, plain(record), done.refused, line, (target, side))
+
+
+@dataclass(frozen=True, eq=False)
+class Probed:
+    """What `probe` gives back."""
+
+    report: Report
+    record: Mapping[str, Any]
+    """The same as plain values."""
+    table: tuple[str, ...]
+    """The same in a few lines."""
+    warnings: tuple[str, ...]
+    line: str
+    files: tuple[Path, ...] = ()
+
+
+def probe(
+    x: str | Path | Sequence[str | Path],
+    labels: str | Path,
+    *,
+    task: Sequence[str] = ("linear", "knn"),
+    data: str | Path | None = None,
+    against: str | Path | Sequence[str | Path] | None = None,
+    numbers: Sequence[int] = (5, 20, 100, 0),
+    seeds: int = 5,
+    steps: int = 200,
+    longer: bool = True,
+    out: str | Path | None = None,
+    device: str = "auto",
+    memory: str | None = None,
+    threads: int | None = None,
+    seed: int = 0,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> Probed:
+    """How much a pretraining is worth where labels are few.
+
+    Linear and neighbour probes learn from features and compare them with those of random weights
+    whose norms saw the same images; `segment` fine-tunes a small U-Net from random weights, from
+    random weights with the compute of the pretraining on top, and from the pretrained ones.
+    Intervals are of 95 %, over pretraining seeds, draws of labels and patients.
+
+    Args:
+        x: Folders of pretrainings of one recipe with different seeds, or tables of features.
+        labels: CSV with `id` (see `embed`) or `file`, and `label`; `slice` and `group` where they
+            matter. For `segment` a column `segmentation` names label maps.
+        task: `linear` and `knn`, or `segment` alone.
+        data: Store or scans that runs are tried on; for `segment` the store of the images, or None
+            for the files of the table.
+        against: Tables of features to compare with, in place of random weights.
+        numbers: Labels of each class, or labelled images; 0 takes all.
+        seeds: Draws of labels.
+        steps: Of a fine-tuning.
+        longer: Whether `segment` trains the arm with the compute of the pretraining.
+        out: JSON file to write, with a CSV of the same name.
+        device: `auto`, `cpu`, `cuda`, `cuda:1`, `mps`.
+        memory: Upper bound such as `4GB`; None means what is free.
+        threads: CPU threads; None means all cores.
+        seed: Of every random number.
+        overwrite: Replace existing outputs.
+        progress: Told the stage, how much is done, and how much there is.
+
+    Raises:
+        UsageError: The words of the call cannot be right.
+        InputError: Features, scans or labels that say nothing.
+        WeightsError: A run is missing, damaged, or of no encoder that is ready.
+        OutputError: The report cannot be put where it should go.
+    """
+    where, source = machine(device, memory, threads), Path(labels)
+    targets = () if out is None else (Path(out).with_suffix(".json"), Path(out).with_suffix(".csv"))
+    for path in targets:
+        atomic.check_target(path, overwrite=overwrite)
+    asked = probes.Wanted(
+        sources=_paths(x),
+        against=_paths(against),
+        labels=source,
+        data=None if data is None else Path(data),
+        tasks=tuple(task),
+        numbers=tuple(numbers),
+        seeds=seeds,
+        steps=steps,
+        longer=longer,
+        seed=seed,
+    )
+    report, known = probes.run(asked, where, progress or _say_nothing)
+    record = {
+        "GeneratedBy": [{"Name": "medssl", "Version": version("medssl")}],
+        "medssl": {
+            "task": "probe",
+            "encoders": known,
+            **report.facts,
+            "rows": [row.as_dict() for row in report.rows],
+            "warnings": list(report.warnings),
+            "seed": seed,
+            "versions": versions(),
+        },
+    }
+    if targets:
+        record["outputs"] = [p.name for p in targets]
+        with atomic.file(targets[1], overwrite=overwrite) as sink:
+            sink.write(probes.as_csv(report).encode())
+        sidecar.write(targets[0], plain(record), overwrite=overwrite)
+    facts = report.facts
+    line = f"{facts['rows']} labelled rows of {facts['groups']} groups, {facts['draws']} draws, "
+    line += f"{next(iter(facts['arms'].values()))} pretraining seeds"
+    table = tuple(probes.as_lines(report))
+    return Probed(report, plain(record), table, report.warnings, line, targets)
+
+
+def _paths(x: str | Path | Sequence[str | Path] | None) -> tuple[Path, ...]:
+    if x is None:
+        return ()
+    return (Path(x),) if isinstance(x, (str, Path)) else tuple(map(Path, x))
 
 
 def _wanted(

@@ -134,3 +134,77 @@ def coils() -> Callable[..., tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
         )
 
     return make
+
+
+@pytest.fixture
+def pretrained(tmp_path: Path) -> Callable[..., Path]:
+    """Write the folder of a pretraining of no step, as `medssl pretrain` leaves it."""
+    from medssl import config
+    from medssl.core.run import plain
+    from medssl.engine.build import encoder
+    from medssl.io import weights
+    from medssl.io.run_folder import RunFolder
+
+    small = {"net": "resnet", "depths": [1, 1], "width": 4, "bottleneck": False, "stem": "small"}
+
+    def write(
+        name: str = "run",
+        method: dict[str, object] | None = None,
+        size: tuple[int, ...] = (16, 16),
+        *,
+        seed: int = 0,
+        steps: int = 3,
+    ) -> Path:
+        tree = {
+            "task": "pretrain",
+            "name": "tiny",
+            "method": method or {"name": "spark", "net": small, "decoder_width": 8},
+            "crops": {"size": list(size)},
+            "train": {"steps": steps, "lr": 1.0e-3, "batch": 4},
+            "seed": seed,
+        }
+        recipe = config.recorded(tree, {}, "run.json")
+        made, settled = encoder(recipe)
+        generator = torch.Generator().manual_seed(0)
+        made.calibrate([torch.randn(2, 1, *size, generator=generator)])
+        folder = RunFolder(tmp_path / name)
+        folder.begin({})
+        written = plain(config.as_tree(recipe, settled))
+        digest = weights.write(folder.weights, made.state_dict())
+        folder.write_record(
+            {
+                "wanted": {"recipe": written, "noise": "auto", "seed": seed},
+                "recipe": written,
+                "weights": {"sha256": digest},
+                "complete": True,
+            }
+        )
+        return folder.path
+
+    return write
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Path:
+    """A store of four volumes of three patients: balls in boxes, CT and MR."""
+    from medssl.data.store import Made, write_store
+
+    rng = np.random.default_rng(0)
+    volumes = []
+    for k in range(4):
+        i, j, z = np.indices((40, 36, 6)) - np.array([20, 18, 3])[:, None, None, None]
+        ball = (i**2 + j**2 + (3 * z) ** 2 < 200 + 20 * k) * 100.0
+        image = ball + rng.normal(0, 4, ball.shape)
+        ct = k % 2 == 0
+        image = (image - 1000 * (ball == 0)).astype(np.int16) if ct else image.astype(np.float32)
+        volumes.append(
+            Made(
+                image=image[None],
+                key=f"{k:032x}",
+                modality="CT" if ct else "MR",
+                spacing=(1.0, 1.0, 3.0),
+                patient=f"patient{min(k, 2)}",
+                split=("train", "train", "val", "test")[k],
+            )
+        )
+    return write_store(tmp_path / "store", volumes).path

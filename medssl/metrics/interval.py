@@ -1,0 +1,116 @@
+r"""How sure a mean is that was taken over pretraining seeds, label seeds and patients.
+
+The three are crossed: each label seed is used with each pretraining seed, and all are scored on the
+same patients. The bootstrap draws n - 1 of the n units of each level with replacement, which makes
+the variance of a mean unbiased where n is small (n of n would make it (n - 1)/n of that). With the
+standard deviation s of the draws the interval is
+
+.. math:: \hat\theta \pm t_{\nu} s, \qquad
+          \nu = \frac{(\sum_i v_i)^2}{\sum_i v_i^2 / (n_i - 1)} ,
+
+v_i being the variance of draws of level i alone: three pretraining seeds make a wide interval
+exactly if it is they who disagree. Levels of one unit add nothing, which is said elsewhere.
+
+Reference: Rao, Wu. Resampling inference with complex survey data. JASA 1988. Satterthwaite. An
+approximate distribution of estimates of variance components. Biometrics Bulletin 1946.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+Floats = NDArray[np.float64]
+DRAWS = 2000
+MOST_CELLS = 1 << 24
+"""Numbers that are held at once."""
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean and its interval, NaN at both ends where nothing says how sure it is."""
+
+    value: float
+    low: float
+    high: float
+
+    @property
+    def text(self) -> str:
+        """As in `.514 [.480, .548]`."""
+        if math.isnan(self.low):
+            return f"{self.value:.3f}"
+        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+
+def interval(
+    scores: Floats,
+    counts: Floats,
+    generator: np.random.Generator,
+    *,
+    share: float = 0.95,
+    draws: int = DRAWS,
+) -> Interval:
+    """The mean over pretraining seeds, label seeds and classes of the score per count of patients.
+
+    Of two arms that were scored alike, the difference of their scores gives that of their means.
+
+    Args:
+        scores: (pretraining seeds, label seeds, patients, classes) sums of scores, such as hits.
+        counts: Of the same shape, how many scores each sum is of; 0 where a patient has none.
+        generator: The source of chance.
+        share: Of intervals that hold the truth.
+        draws: Of the bootstrap.
+    """
+    sizes = scores.shape[:3]
+    even = [np.full((1, n), 1 / n) for n in sizes]
+    value = float(_means(scores, counts, even)[0])
+    drawn = [_weights(n, draws, generator) for n in sizes]
+    each = []
+    for level, n in enumerate(sizes):
+        if n > 1:
+            alone = [drawn[k] if k == level else even[k] for k in range(3)]
+            each.append((float(np.nanvar(_means(scores, counts, alone))), n - 1))
+    spread = math.sqrt(float(np.nanvar(_means(scores, counts, drawn)))) if each else math.nan
+    if not each or math.isnan(value):
+        return Interval(value, math.nan, math.nan)
+    total = sum(v for v, _ in each)
+    below = sum(v * v / m for v, m in each)
+    freedom = total * total / below if below > 0 else math.inf
+    reach = spread * float(stats.t.ppf(0.5 + share / 2, max(freedom, 1.0)))
+    return Interval(value, value - reach, value + reach)
+
+
+def _weights(n: int, draws: int, generator: np.random.Generator) -> Floats:
+    """(draws, n) shares of units in each draw."""
+    if n == 1:
+        return np.ones((draws, 1))
+    return generator.multinomial(n - 1, np.full(n, 1 / n), draws) / (n - 1)
+
+
+def _means(scores: Floats, counts: Floats, weights: list[Floats]) -> Floats:
+    """The mean under each set of weights; (1, n) stands for all draws."""
+    n_pre, n_label, n_patients, n_classes = scores.shape
+    draws = max(len(w) for w in weights)
+    flat = [a.transpose(2, 0, 1, 3).reshape(n_patients, -1) for a in (scores, counts)]
+    step = max(1, MOST_CELLS // max(1, flat[0].shape[1]))
+    pre, label, patients = (np.broadcast_to(w, (draws, w.shape[1])) for w in weights)
+    found = []
+    for start in range(0, draws, step):
+        part = slice(start, start + step)
+        some = patients[part] if len(weights[2]) > 1 else weights[2]
+        top, bottom = (some @ a for a in flat)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            rates = np.where(bottom > 0, top / bottom, np.nan)
+        cells = rates.reshape(-1, n_pre, n_label, n_classes)
+        known = np.isfinite(cells)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            mean = np.where(known, cells, 0).sum(-1) / known.sum(-1)
+        both = pre[part][:, :, None] * label[part][:, None]
+        there = np.isfinite(mean) & (both > 0)
+        mean, both = np.broadcast_arrays(mean, both)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            sums = (np.where(there, both * np.nan_to_num(mean), 0)).sum((1, 2))
+            found.append(sums / np.where(there, both, 0).sum((1, 2)))
+    return np.concatenate(found)
