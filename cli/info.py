@@ -98,7 +98,8 @@ def _run_lines(run: dict[str, Any]) -> list[str]:
     if "seen" in run:
         seen = run["seen"]
         lines.append(f"learnt from  {seen['learnt']} scans, {seen['tested']} more for testing")
-        lines += _scan_lines(seen) if recipe["task"] == "recon" else _image_lines(seen)
+        kinds = {"recon": _scan_lines, "pretrain": _view_lines}
+        lines += kinds.get(recipe["task"], _image_lines)(seen)
         lines.append(f"parameters   {run['parameters']}")
     if "held_out" in run.get("loss", {}):
         first, lowest = run["loss"]["held_out_at_first"], run["loss"]["held_out"]
@@ -120,6 +121,15 @@ def _image_lines(seen: dict[str, Any]) -> list[str]:
         f"scans        {kinds}",
         f"noise        {laws}; {low:.2g} to {high:.2g} of the range of values",
         f"crops        along {seen['axes']} axes",
+    ]
+
+
+def _view_lines(seen: dict[str, Any]) -> list[str]:
+    """What an encoder has seen."""
+    kinds = ", ".join(f"{n} {name or 'unknown'}" for name, n in seen["modalities"].items())
+    return [
+        f"scans        {kinds}",
+        f"images       {seen['images']} of {seen['patients']} patients, along {seen['axes']} axes",
     ]
 
 

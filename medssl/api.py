@@ -42,7 +42,7 @@ from medssl.engine.restore import Prepared, Progress, Request, prepare, restore
 from medssl.engine.steer import Part, Regions, box, checked_strengths
 from medssl.engine.train import train as train_on
 from medssl.engine.wanted import Wanted
-from medssl.engine.weights import refuse_damaged
+from medssl.engine.weights import refuse_damaged, task_of
 from medssl.io import atomic, coil_arrays, journal, raw_dicom, sidecar
 from medssl.io import memory as in_memory
 from medssl.io import sigma_maps as map_files
@@ -1211,7 +1211,9 @@ def _learnt(record: Mapping[str, Any], wanted: Wanted, dry_run: bool) -> str:
 def _run_facts(folder: RunFolder) -> dict[str, Any]:
     """What a training left, its weights checked."""
     record = folder.record()
-    if record.get("complete") is True:
+    if record.get("complete") is True and task_of(record) == "pretrain":
+        load_encoder(folder.path, {})
+    elif record.get("complete") is True:
         refuse_damaged(folder.path, record)
     return record | {"checkpoints": folder.steps()}
 

@@ -86,7 +86,7 @@ def load_encoder(run: Path, changes: Mapping[str, Any]) -> LoadedEncoder:
         task = task_of(record)
         if task not in ("pretrain", ""):
             raise WeightsError(
-                f"the weights are for `medssl {task}`", "give a run of `medssl pretrain`"
+                f"the training is of a {task} recipe", "give a run of `medssl pretrain`"
             )
         if record.get("complete") is not True:
             raise WeightsError(

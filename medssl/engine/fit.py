@@ -314,6 +314,11 @@ class Best(Generic[Batch]):
         self.first = self.last
         """Score before the first step."""
 
+    @property
+    def kept(self) -> float:
+        """The score of the weights of the end, once they are chosen."""
+        return self.lowest if self._keeps else self.last
+
     @torch.no_grad()
     def look(self) -> None:
         """Remember the present weights if they are better."""

@@ -109,7 +109,7 @@ def learn(
     lines = journal.read(folder.metrics)
     record["loss"] = {"last": lines[-1]["loss"] if lines else None}
     if fitting.best is not None:
-        record["loss"] |= {"held_out": fitting.best.lowest, "held_out_at_first": fitting.best.first}
+        record["loss"] |= {"held_out": fitting.best.kept, "held_out_at_first": fitting.best.first}
 
 
 @contextmanager

@@ -153,8 +153,8 @@ class Loaded(Generic[S]):
                 )
             if task_of(record) not in (cls.task, ""):
                 raise WeightsError(
-                    f"the weights are for `medssl {task_of(record)}`",
-                    f"give a training of a {cls.task} recipe",
+                    f"the training is of a {task_of(record)} recipe",
+                    f"give one of a {cls.task} recipe",
                 )
             try:
                 sha256 = str(record["weights"]["sha256"])

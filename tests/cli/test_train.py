@@ -108,7 +108,7 @@ def test_train_then_recon(medssl, tmp_path):
     assert record["medssl"]["method"] == "noise2recon"
     code, _, err = medssl("denoise", image, "--weights", run, "-q")
     assert code == 4
-    assert "the weights are for `medssl recon`" in err
+    assert "the training is of a recon recipe" in err
     words = ["recon", data / "scan.cfl", "-o", tmp_path / "no.nii", "--method", "noise2recon"]
     code, _, err = medssl(*words)
     assert code == 2
