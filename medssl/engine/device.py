@@ -1,6 +1,8 @@
 """Where the work runs, and how much memory it may take."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import psutil
@@ -53,6 +55,17 @@ def machine(device: str = "auto", memory: str | None = None, threads: int | None
     count = threads or _cores()
     torch.set_num_threads(count)
     return Machine(_device(device), None if memory is None else n_bytes(memory), count)
+
+
+@contextmanager
+def deterministic(wanted: bool) -> Iterator[None]:
+    """Have torch take only kernels that give the same result each time, if that is wanted."""
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(wanted or before)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
 
 
 def n_bytes(text: str) -> int:

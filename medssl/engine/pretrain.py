@@ -22,7 +22,7 @@ from medssl.data.store import Store
 from medssl.data.views import Cut, Cutter, Item, Source, assembled, balanced, items
 from medssl.engine.build import encoder
 from medssl.engine.course import Progress
-from medssl.engine.device import Machine
+from medssl.engine.device import Machine, deterministic
 from medssl.engine.distributed import gathered
 from medssl.engine.fit import Fitting
 from medssl.engine.learn import (
@@ -50,6 +50,8 @@ MOST_BANK = 1 << 17
 """Images that clusters are made of; of larger stores a random part."""
 CALIBRATED_ON = 24
 """Batches that norms are calibrated on which saw images in part."""
+MOST_PLAIN = 8
+"""Images in one of these."""
 COLLAPSED = 1e-3
 """Standard deviation of features, over their size, below which an encoder says nothing."""
 SMALLER = "lower train.batch or crops.size, or raise train.accumulate with --set"
@@ -115,12 +117,11 @@ def pretrain(
 def _learn(journey: Journey, folder: RunFolder, lesson: "_Lesson", record: dict[str, Any]) -> None:
     """Take the steps that are left and write the weights."""
     method, train = lesson.method, journey.wanted.train
-    torch.use_deterministic_algorithms(train.deterministic)
     method.to(journey.machine.device)
     held = lesson.held()
     if held is not None:
         train = dataclasses.replace(train, check_every=train.check_every or train.save_every)
-    with fitting_into_memory(SMALLER):
+    with fitting_into_memory(SMALLER), deterministic(train.deterministic):
         fitting = Fitting(method, train, held, keep_best=False, patience=PATIENCE)
         learn(journey, folder, fitting, lesson.batches, record, before_step=lesson.before_step)
         if method.needs_calibration:
@@ -274,8 +275,9 @@ class _Lesson:
     def plain_images(self, count: int) -> Iterator[Tensor]:
         """Whole images without changes, batch by batch."""
         every = self.items
+        size = max(2, min(self.part, MOST_PLAIN))
         for k in range(count):
-            some = [every[(k * self.part + j) % len(every)] for j in range(max(2, self.part))]
+            some = [every[(k * size + j) % len(every)] for j in range(size)]
             yield self._images(some, f"plain/{k}")
 
     @torch.no_grad()
