@@ -240,6 +240,8 @@ def prepare_series(job: Job) -> Done:
             for key, paths in _parts(job):
                 with _listing(skipped, key):
                     image = _read(job, key, paths)
+                    if not job.accepted:
+                        check_grid(image, _is_picture(job, image))
                     for volume in _volumes(key, image):
                         with _listing(skipped, volume[0]):
                             rows.append(_pack(job, image, *volume))
@@ -340,6 +342,11 @@ def _read(job: Job, key: str, paths: tuple[Path, ...]) -> Image:
     return read_sources([Source(p) for p in paths], key, limits, allow_gaps=job.accepted)
 
 
+def _is_picture(job: Job, image: Image) -> bool:
+    """Whether it is complete without other slices."""
+    return job.modality in PLANAR or (job.kind == "picture" and len(image.shape) == 2)
+
+
 def _volumes(
     key: str, image: Image
 ) -> Iterator[tuple[str, NDArray[np.float32], NDArray[np.bool_] | None]]:
@@ -367,14 +374,12 @@ def _pack(
         RefusedError: It stays out.
         OutputError: It cannot be written.
     """
-    is_picture = job.modality in PLANAR or (job.kind == "picture" and len(image.shape) == 2)
+    is_picture = _is_picture(job, image)
     modality = image.modality or job.modality or ("PICTURE" if is_picture else "")
     as_read, affine = canonical(as_stored(data, image), image.geometry.affine)
     check_finite(as_read)
     if valid is not None:
         valid = canonical(valid[None], image.geometry.affine)[0][0]
-    if not job.accepted:
-        check_grid(image, is_picture)
     volume = _laid_out(as_read)
     if not job.accepted:
         check_values(volume, job.kind, valid)

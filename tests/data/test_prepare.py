@@ -221,6 +221,13 @@ def test_every_fault_has_its_code_and_stops_nobody(kind, ct, nifti, row, body, t
     assert [v.key for v in Store.open(out).volumes] == [good.key]
 
 
+def test_what_is_wrong_with_a_time_series_as_a_whole_is_one_line(nifti, row, out):
+    array = np.random.default_rng(0).integers(1, 999, (70, 66, 5, 9)).astype(np.int16)
+    series = row("4d", [nifti(array)], kind="nifti")
+    prepare([series], out, salt=SALT)
+    assert listed(out) == {series.key: "few-slices"}
+
+
 def test_series_of_no_memory_are_tried_again(ct, out, monkeypatch):
     series = ct("a")
     monkeypatch.setattr(prepare_module, "Limits", lambda **_: prepare_module_limits(1000))
