@@ -14,7 +14,7 @@ RUNS = {
     "byol_cpu": (60, {}),
     "swav_cpu": (60, {}),
     "simclr": (20, SMALL),
-    "simclr_3d": (20, {"crops.size": [24, 24, 24], "train.batch": 8}),
+    "simclr_3d": (10, {"crops.size": [24, 24, 24], "train.batch": 8}),
     "barlow_twins": (20, SMALL),
     "byol": (20, SMALL),
     "directpred": (20, SMALL),
