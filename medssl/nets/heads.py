@@ -5,9 +5,7 @@ from torch import nn
 from medssl.nets.norms import BatchNorm
 
 
-def mlp(
-    width: int, hidden: int, out: int, layers: int, *, last_norm: bool = False
-) -> nn.Sequential:
+def mlp(width: int, hidden: int, out: int, layers: int) -> nn.Sequential:
     """Linear layers, each but the last followed by a batch norm over all ranks and a ReLU.
 
     Args:
@@ -15,16 +13,13 @@ def mlp(
         hidden: Of the layers within.
         out: Of what comes back, (B, out).
         layers: How many linear layers, 1 or more.
-        last_norm: Whether a batch norm ends it too.
     """
     parts: list[nn.Module] = []
     for k in range(layers):
         last = k == layers - 1
         wide = out if last else hidden
-        parts.append(nn.Linear(width, wide, bias=last and not last_norm))
+        parts.append(nn.Linear(width, wide, bias=last))
         if not last:
             parts += [BatchNorm(wide), nn.ReLU(inplace=True)]
-        elif last_norm:
-            parts.append(BatchNorm(wide))
         width = wide
     return nn.Sequential(*parts)

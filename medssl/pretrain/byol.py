@@ -138,6 +138,7 @@ class BYOL(Encoder):
         return self.mean_projector(self.mean_encoder(view).flatten(2).mean(-1))
 
     @torch.no_grad()
+    @full_precision
     def _correlate(self, z: Tensor) -> None:
         """Move F towards the mean of z z' over the rows (n, D) of all ranks."""
         z = z.to(self.correlation)

@@ -1,6 +1,7 @@
 """BYOL and DirectPred."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -65,6 +66,18 @@ def test_the_loss_says_nothing_to_what_is_guessed(two_ranks):
     method.loss(two_ranks.phantom_views(method.sees, case))["prediction"].backward()
     assert all(p.grad is None for p in method.mean_encoder.parameters())
     assert all(p.grad is not None for p in method.predictor.parameters())
+
+
+def test_halves_of_layers_change_the_loss_little(two_ranks):
+    case = two_ranks.Case("byol", SMALL | {"predictor": "direct"})
+    method = two_ranks.built(case).float()
+    batch = two_ranks.phantom_views(method.sees, case)
+    batch = replace(batch, views=tuple(v.float() for v in batch.views))
+    full = method.loss(batch)["prediction"].detach()
+    with torch.autocast("cpu", torch.bfloat16):
+        half = method.loss(batch)["prediction"]
+    assert half.dtype == method.correlation.dtype == torch.float32
+    torch.testing.assert_close(half.detach(), full, rtol=0.02, atol=0)
 
 
 @pytest.mark.parametrize(("field", "value"), [("tau", 1.0), ("rho", -0.1), ("eps", -1.0)])

@@ -7,6 +7,18 @@ CASES = {
     "simclr": ("simclr", {"out": 8}),
     "simclr_v2": ("simclr", {"out": 8, "head": "v2"}),
     "simclr_3d": ("simclr", {"out": 8}),
+    "simclr_resenc": (
+        "simclr",
+        {"out": 8, "net": {"net": "resenc", "axes": 2, "depths": [1, 1], "widths": [4, 6]}},
+    ),
+    "byol_vit": (
+        "byol",
+        {
+            "hidden": 8,
+            "out": 6,
+            "net": {"net": "vit", "patch": 8, "width": 8, "depth": 1, "heads": 2},
+        },
+    ),
     "barlow_twins": ("barlow_twins", {"width": 12, "layers": 2}),
     "byol": ("byol", {"hidden": 12, "out": 6}),
     "byol_linear": ("byol", {"hidden": 12, "out": 6, "predictor": "linear"}),
