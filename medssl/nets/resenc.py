@@ -1,7 +1,8 @@
 """The residual encoder of nnU-Net, with the names of its weights.
 
 A weight that is `encoder.stem.convs.0.conv.weight` in nnU-Net is `stem.convs.0.conv.weight` here,
-and so on. nnU-Net stores each a second time, which `nnunet_state` adds.
+and so on. nnU-Net has each under a second name, which `nnunet_state` adds, and all of them once
+more below `decoder.encoder.`.
 
 Reference: Isensee et al. nnU-Net Revisited: A Call for Rigorous Validation in 3D Medical Image
 Segmentation. MICCAI 2024.

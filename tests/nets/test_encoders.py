@@ -67,6 +67,13 @@ def test_resenc_has_the_names_of_nnunet():
     assert "stages.1.blocks.0.skip.1.conv.bias" not in state
 
 
+def test_resenc_l_is_as_large_as_that_of_nnunet():
+    with torch.device("meta"):
+        net = resenc.Config().build()
+    # Counted in dynamic-network-architectures 0.4.4.
+    assert sum(p.numel() for p in net.parameters()) == 90_296_576
+
+
 @pytest.mark.parametrize("axes", [2, 3])
 def test_positions_of_a_transformer_follow_the_grid(axes):
     config = vit.Config(axes=axes, patch=4, width=24, depth=1, heads=2)

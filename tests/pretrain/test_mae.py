@@ -6,7 +6,7 @@ import torch
 from medssl.core.batch import Views
 from medssl.core.errors import UsageError
 from medssl.core.random import stream
-from medssl.nets import resenc, resnet, vit
+from medssl.nets import monai_encoder, resenc, resnet, vit
 from medssl.pretrain import mae
 
 NETS = {
@@ -107,3 +107,12 @@ def test_a_batch_norm_asks_for_whole_images():
 def test_values_that_do_not_fit_are_refused(name, values, fact):
     with pytest.raises(UsageError, match=fact):
         built(NETS[name], **values)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_a_swin_transformer_of_monai_learns_too():
+    net = monai_encoder.SwinUNETR(axes=2, feature_size=12)
+    method, batch = built(net), seen(2, side=64)
+    method.loss(batch)["hidden"].backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in method.parameters())

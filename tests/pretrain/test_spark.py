@@ -6,7 +6,7 @@ import torch
 from medssl.core.batch import Views
 from medssl.core.errors import UsageError
 from medssl.core.random import stream
-from medssl.nets import resenc, resnet
+from medssl.nets import monai_encoder, resenc, resnet
 from medssl.pretrain import spark
 
 
@@ -120,3 +120,18 @@ def test_batch_norms_ask_for_whole_images_before_they_are_used():
 def test_values_that_do_not_fit_are_refused(values, fact):
     with pytest.raises(UsageError, match=fact):
         built(**values)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    "net",
+    [
+        monai_encoder.UNet(channels=(4, 8, 8)),
+        monai_encoder.SegResNet(init_filters=8, blocks_down=(1, 1)),
+    ],
+)
+def test_the_encoders_of_monai_learn_too(net):
+    method, batch = built(net=net, block=(4, 4, 4)), seen(3)
+    method.loss(batch)["hidden"].backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in method.parameters())
