@@ -7,10 +7,10 @@ sees all others and a scan of another patient, without labels (`recipes/pretrain
 Linear probe: the class of the centre voxel of a 64 x 64 patch from the pooled last map, its central
 2 x 2 and the centre of the other maps, with 5, 20 and 100 labels for each of nine classes, beside
 random weights whose norms were calibrated on the same slices. Segmentation: a U-Net on the encoder
-with few labelled slices from random weights, from random weights trained longer by the operations of
-the pretraining, and from the pretrained ones. 95 % intervals over pretraining seeds, draws of labels
-and slices (blocks of them where segmented); there is one labelled patient, so they say nothing of
-others.
+with few labelled slices, from random weights, from random weights trained longer by the operations
+of the pretraining, and from the pretrained ones. 95 % intervals are over pretraining seeds, draws
+of labels and slices (blocks of them where segmented); there is one labelled patient, so they say
+nothing of others.
 """
 
 import tempfile

@@ -5,7 +5,20 @@ from typing import Annotated, Any
 
 import typer
 
-from . import archive, demo, denoise, doctor, embed, info, methods, pretrain, probe, recon, train
+from . import (
+    archive,
+    demo,
+    denoise,
+    doctor,
+    embed,
+    export,
+    info,
+    methods,
+    pretrain,
+    probe,
+    recon,
+    train,
+)
 from ._verbs import Verbs
 
 app = typer.Typer(
@@ -16,7 +29,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for verb in (denoise, recon, train, pretrain, embed, probe, info, methods, doctor, demo):
+for verb in (denoise, recon, train, pretrain, embed, probe, export, info, methods, doctor, demo):
     app.command(verb.__name__.rpartition(".")[2])(getattr(verb, verb.__name__.rpartition(".")[2]))
 app.add_typer(archive.app, name="archive")
 

@@ -27,6 +27,7 @@ from medssl.data.prepare import Prepared as PreparedStore
 from medssl.data.prepare import prepare as prepare_store
 from medssl.data.store import is_store, read_manifest
 from medssl.engine import ct_report, estimate, probes
+from medssl.engine import export as exports
 from medssl.engine import recon as raw_scan
 from medssl.engine.choose import Choice, Quality
 from medssl.engine.device import machine
@@ -46,6 +47,7 @@ from medssl.engine.weights import refuse_damaged, task_of
 from medssl.io import atomic, coil_arrays, journal, raw_dicom, sidecar
 from medssl.io import memory as in_memory
 from medssl.io import sigma_maps as map_files
+from medssl.io import weights as weight_files
 from medssl.io.b2nd import Codec
 from medssl.io.derived import Derivation, derived_datasets
 from medssl.io.features import Features, check_suffix, write_features
@@ -673,6 +675,76 @@ def probe(
     line += f"{next(iter(facts['arms'].values()))} pretraining seeds"
     table = tuple(probes.as_lines(report))
     return Probed(report, plain(record), table, report.warnings, line, targets)
+
+
+@dataclass(frozen=True, eq=False)
+class Export:
+    """What `export` gives back."""
+
+    record: Mapping[str, Any]
+    """What the list of weights holds."""
+    line: str
+    files: tuple[Path, ...]
+    """The weights, further forms of them, and the list of weights."""
+
+
+def export(
+    run: str | Path,
+    out: str | Path,
+    *,
+    to: str,
+    channels: int | None = None,
+    overwrite: bool = False,
+) -> Export:
+    """Write the encoder of a pretraining for another tool, with a list of every weight.
+
+    Args:
+        run: Folder of a pretraining.
+        out: Name of the file of weights, `.safetensors`; `.keymap.json` lies beside it.
+        to: `monai-unet`, `monai-segresnet`, `monai-swinunetr`, `nnunet-resenc` or `resnet50`.
+        channels: Of the images that the target takes; None takes those of the encoder. One channel
+            is repeated, several are summed.
+        overwrite: Replace existing files.
+
+    Raises:
+        UsageError: No such target, or channels that cannot be.
+        WeightsError: The run is not ready, under 95 % of the target's encoder is in it, or the
+            target would compute something else; nothing is written.
+        OutputError: The files cannot be put where they should go.
+    """
+    target = Path(out)
+    if target.suffix != ".safetensors":
+        if target.suffix in (".pt", ".pth", ".ckpt", ".bin", ".pkl"):
+            raise UsageError(
+                "pickles are never written", "end the name in .safetensors", file=target
+            )
+        target = target.with_name(target.name + ".safetensors")
+    loaded = load_encoder(Path(run), {})
+    found = exports.export(loaded, to, channels)
+    keymap = target.with_suffix(".keymap.json")
+    further = {target.with_suffix(ending): t for ending, t in found.further.items()}
+    files = (target, *further, keymap)
+    for path in files:
+        atomic.check_target(path, overwrite=overwrite)
+    record = plain(
+        {
+            "GeneratedBy": [{"Name": "medssl", "Version": version("medssl")}],
+            "to": to,
+            "source": loaded.as_dict(),
+            **found.as_dict(target.name),
+            "files": [p.name for p in files],
+        }
+    )
+    atomic.remove(keymap)
+    digests = {target.name: weight_files.write(target, found.tensors, overwrite=overwrite)}
+    for path, tensors in further.items():
+        digests[path.name] = weight_files.write(path, tensors, overwrite=overwrite)
+    record["sha256"] = digests
+    sidecar.write(keymap, record, overwrite=overwrite)
+    counts = ", ".join(f"{n} {state}" for state, n in sorted(found.counts().items()))
+    line = f"{to}: {found.share:.1%} of its encoder; keys: {counts}; "
+    line += f"features differ by {found.difference:.1g}"
+    return Export(record, line, files)
 
 
 def _paths(x: str | Path | Sequence[str | Path] | None) -> tuple[Path, ...]:

@@ -13,9 +13,8 @@ from medssl.io.features import Features, write_features
 
 def test_embed(medssl, pretrained, store, tmp_path):
     out = tmp_path / "features.csv"
-    code, text, err = medssl(
-        "embed", store, "-w", pretrained(), "-o", out, "--per", "slice", "-q", "--threads", 1
-    )
+    words = ("embed", store, "-w", pretrained(), "-o", out, "--threads", 1)
+    code, text, err = medssl(*words, "--per", "slice", "-q")
     assert code == 0, err
     assert text.splitlines() == [str(out)]
     assert "one for each slice, by tiny" in err
