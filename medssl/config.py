@@ -275,6 +275,18 @@ def as_tree(recipe: Recipe, values: Mapping[str, Any]) -> dict[str, Any]:
     return tree | {k: dataclasses.asdict(v) for k, v in parts.items() if v is not None}
 
 
+def text_of(tree: Mapping[str, Any]) -> str:
+    """The YAML of what `as_tree` gave, which `load` reads again."""
+    return yaml.safe_dump(_plain(tree), sort_keys=False, default_flow_style=None)
+
+
+def _plain(value: Any) -> Any:
+    """Mappings and lists for YAML, which has no tuples."""
+    if isinstance(value, Mapping):
+        return {k: _plain(v) for k, v in value.items()}
+    return [_plain(v) for v in value] if isinstance(value, (list, tuple)) else value
+
+
 def _recipe(
     tree: dict[str, Any], task: str, name: str, changes: Mapping[str, Any], where: str
 ) -> Recipe:

@@ -108,6 +108,7 @@ def pretrain(
         if record.get("phase") != "learning":
             record |= lesson.facts(wanted, settled, machine)
             if journey.writes and folder is not None:
+                folder.write_recipe(config.text_of(record["recipe"]))
                 folder.write_record(record)
         if folder is not None:
             _learn(journey, folder, lesson, record)

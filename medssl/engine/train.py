@@ -100,6 +100,7 @@ def train(
         if record.get("phase") != "learning":
             record |= _begun(journey, archive, method, settled)
             if folder is not None:
+                folder.write_recipe(config.text_of(record["recipe"]))
                 folder.write_record(record)
         if folder is not None:
             _learn(journey, folder, archive, method, record)

@@ -2,6 +2,7 @@
 
 ```
 run.json             what was trained, on what, how well; names no patient and no file
+recipe.yaml          the recipe with nothing left open, to be used again
 weights.safetensors  what `--weights` uses, when the training is complete
 scans.jsonl          facts of each scan, named by its hash
 failures.jsonl       scans that could not be used, and why
@@ -47,6 +48,11 @@ class RunFolder:
         return self.path / "weights.safetensors"
 
     @property
+    def recipe(self) -> Path:
+        """The recipe with nothing left open."""
+        return self.path / "recipe.yaml"
+
+    @property
     def scans(self) -> Path:
         """Facts of each scan."""
         return self.path / "scans.jsonl"
@@ -81,6 +87,7 @@ class RunFolder:
         """What a complete run holds, beside its checkpoints."""
         return (
             self.path / RECORD,
+            self.recipe,
             self.weights,
             self.scans,
             self.failures,
@@ -164,6 +171,11 @@ class RunFolder:
     def write_record(self, record: Mapping[str, Any]) -> None:
         """Replace `run.json`."""
         sidecar.write(self.path / RECORD, plain(record), overwrite=True)
+
+    def write_recipe(self, text: str) -> None:
+        """Replace `recipe.yaml`."""
+        with atomic.file(self.recipe, overwrite=True) as sink:
+            sink.write(text.encode())
 
     def record(self) -> dict[str, Any]:
         """What `run.json` holds.

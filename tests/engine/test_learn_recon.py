@@ -98,7 +98,7 @@ def test_the_weights_reconstruct_scans(trained, hospital, tmp_path):
 
 
 def test_weights_of_another_task_are_refused(trained, hospital, tmp_path):
-    with pytest.raises(WeightsError, match="are for `medssl recon`"):
+    with pytest.raises(WeightsError, match="training is of a recon recipe"):
         api.denoise(np.ones((32, 32), np.float32), weights=trained.run)
     record = json.loads((trained.run / "run.json").read_text())
     other = tmp_path / "run"
@@ -106,7 +106,7 @@ def test_weights_of_another_task_are_refused(trained, hospital, tmp_path):
     record["recipe"]["task"] = "denoise"
     (other / "run.json").write_text(json.dumps(record))
     path = hospital / "SECRET_fast_3" / "scan.cfl"
-    with pytest.raises(WeightsError, match="are for `medssl denoise`"):
+    with pytest.raises(WeightsError, match="training is of a denoise recipe"):
         api.recon(path, tmp_path / "out.nii.gz", weights=other)
     with pytest.raises(UsageError, match="brings its own method"):
         api.recon(path, tmp_path / "out.nii.gz", weights=trained.run, method="tv")

@@ -87,6 +87,9 @@ def test_a_run_holds_what_it_should(whole):
     assert record["complete"]
     assert record["recipe"]["train"]["steps"] == 8
     assert record["seen"]["patients"] == 5
+    again = config.load("pretrain", str(whole.run / "recipe.yaml"))
+    assert again.values["net"] == record["recipe"]["method"]["net"]
+    assert again.train.steps == 8
     lines = journal.read(whole.run / "metrics.jsonl")
     assert [line["step"] for line in lines] == list(range(1, 9))
     assert "held_out" in lines[-1]
