@@ -26,6 +26,7 @@ RUNS = {
 
 
 @pytest.mark.paper
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("name", RUNS)
 def test_the_loss_is_the_one_that_the_recipe_names(name, phantom_store, tmp_path):
     steps, changes = RUNS[name]
