@@ -5,8 +5,11 @@
 
 Both compute the same from the same weights. The encoder is one of five convolutions, 1-32-32-32-64
 (stride 2)-64, with instance norms and leaky ReLU, forward and backward. The whole step is that of
-the method with the first five stages of ResEnc-L: loss, backward, AdamW. Every figure comes from a
-process of its own: the peak is that of its first call, the time the mean of the calls that follow.
+the method with the first five stages of ResEnc-L and the decoder of the recipe: loss, backward,
+AdamW. Every figure comes from a process of its own: the peak is that of its first call, the time
+the mean of the calls that follow. Outputs are compared in single precision, gradients in double: in
+single precision a rounding error near the kink of a leaky ReLU changes a gradient more than all
+others together, whichever way it is computed.
 """
 
 import dataclasses
@@ -39,11 +42,13 @@ class Case:
     block: int
     threads: int
     device: str
+    double: bool = False
 
     @property
     def precision(self) -> torch.dtype:
         """bf16 on a GPU, as one trains there."""
-        return torch.float32 if self.device == "cpu" else torch.bfloat16
+        single = self.device == "cpu" or self.double
+        return torch.float32 if single else torch.bfloat16
 
 
 class Five(nn.Module):
@@ -73,20 +78,27 @@ def scene(case: Case) -> tuple[Tensor, Tensor]:
     order = torch.rand(n**3, generator=stream(0, "cells")).argsort()
     visible = (order < round(n**3 * (1 - case.ratio))).reshape(1, 1, n, n, n)
     image = torch.randn(1, 1, *(case.side,) * 3, generator=stream(0, "image"))
-    return image.to(case.device), visible.to(case.device)
+    return _typed(image, case), visible.to(case.device)
+
+
+def _typed(x: Tensor, case: Case) -> Tensor:
+    return x.to(case.device, torch.float64 if case.double else torch.float32)
+
+
+def amp(case: Case) -> torch.autocast:
+    return torch.autocast(case.device, case.precision, enabled=case.precision != torch.float32)
 
 
 def encoder_step(case: Case, tiles: bool) -> Callable[[], tuple[Tensor, list[Tensor]]]:
     torch.manual_seed(0)
-    encoder = Five().to(case.device)
+    encoder = Five().to(case.device, torch.float64 if case.double else torch.float32)
     view = sparse_view(encoder, tiles=tiles)
     image, visible = scene(case)
-    slope = torch.randn(1, 64, *(case.side // 2,) * 3, generator=stream(0, "slope"))
-    slope = slope.to(case.device)
+    slope = _typed(torch.randn(1, 64, *(case.side // 2,) * 3, generator=stream(0, "slope")), case)
 
     def step() -> tuple[Tensor, list[Tensor]]:
         encoder.zero_grad()
-        with torch.autocast(case.device, case.precision, enabled=case.device != "cpu"):
+        with amp(case):
             found = view.features(image, visible)[0]
         found.backward(slope.to(found.dtype))
         # A bias before an instance norm has no gradient but rounding.
@@ -99,14 +111,14 @@ def whole_step(case: Case, tiles: bool) -> Callable[[], tuple[Tensor, list[Tenso
     torch.manual_seed(0)
     net = resenc.Config(depths=(1, 3, 4, 6, 6), widths=(32, 64, 128, 256, 320))
     block = (case.block,) * 3
-    config = spark.Config(net=net, ratio=case.ratio, block=block, decoder_width=320, tiles=tiles)
-    method = config.build().to(case.device)
+    config = spark.Config(net=net, ratio=case.ratio, block=block, decoder_width=160, tiles=tiles)
+    method = config.build().to(case.device, torch.float64 if case.double else torch.float32)
     optimiser = torch.optim.AdamW(method.parameters(), lr=0.0)
     image, visible = scene(case)
 
     def step() -> tuple[Tensor, list[Tensor]]:
         optimiser.zero_grad()
-        with torch.autocast(case.device, case.precision, enabled=case.device != "cpu"):
+        with amp(case):
             loss = method.loss(Views(image=image, visible=visible))["hidden"]
         loss.backward()
         optimiser.step()
@@ -142,8 +154,10 @@ def cost(case: Case, tiles: bool) -> tuple[float, float]:
 def differences(case: Case) -> tuple[float, float]:
     """Largest differences of outputs and gradients, over the largest values of each tensor."""
     torch.set_num_threads(case.threads)
-    (a, slopes_a), (b, slopes_b) = (STEPS[case.what](case, tiles)() for tiles in (False, True))
-    return _far(a, b), max(_far(p, q) for p, q in zip(slopes_a, slopes_b, strict=True))
+    double = dataclasses.replace(case, double=True)
+    (a, _), (b, _) = (STEPS[case.what](case, tiles)() for tiles in (False, True))
+    (_, p), (_, q) = (STEPS[case.what](double, tiles)() for tiles in (False, True))
+    return _far(a, b), max(_far(one, other) for one, other in zip(p, q, strict=True))
 
 
 def _far(a: Tensor, b: Tensor) -> float:

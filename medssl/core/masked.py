@@ -87,12 +87,13 @@ def hidden_error(
         min_sd: In units of the image.
     """
     grid = tuple(visible.shape[2:])
-    x, y = as_cells(image, grid).float(), as_cells(guess, grid).float()
-    weight = (~visible).flatten(1).float()
+    exact = torch.promote_types(image.dtype, torch.float32)
+    x, y = as_cells(image, grid).to(exact), as_cells(guess, grid).to(exact)
+    weight = (~visible).flatten(1).to(exact)
     known: Tensor | float = 1.0
     n: Tensor | float = float(math.prod(x.shape[2:]))
     if valid is not None:
-        known = as_cells(valid.expand_as(image), grid).float()
+        known = as_cells(valid.expand_as(image), grid).to(exact)
         n = known.sum(-1, keepdim=True).clamp_min(1)
         weight = weight * known.any(-1)
     if normalised:
