@@ -95,17 +95,17 @@ def load_encoder(run: Path, changes: Mapping[str, Any]) -> LoadedEncoder:
         try:
             sha256 = str(record["weights"]["sha256"])
             recipe = config.recorded(record["recipe"], {}, RECORD)
-            encoder(recipe)
+            method, settled = encoder(recipe)
         except (KeyError, TypeError, ValueError, UsageError) as error:
             raise WeightsError(
                 "its run.json is damaged or of another version of medssl", AGAIN
             ) from error
-        recipe = config.recorded(record["recipe"], changes, RECORD)
+        if changes:
+            recipe = config.recorded(record["recipe"], changes, RECORD)
+            method, settled = encoder(recipe)
         if recipe.crops is None:
             raise WeightsError("its run.json says nothing of its images", AGAIN)
-        tensors = files.read(folder.weights, sha256)
-        method, settled = encoder(recipe)
-        fill(method, tensors)
+        fill(method, files.read(folder.weights, sha256))
         if method.needs_calibration:
             raise WeightsError(
                 "its norms know masked images alone", "end the pretraining: medssl pretrain"

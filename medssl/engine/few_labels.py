@@ -119,7 +119,7 @@ def segment(
     """
     if asked.steps < 1 or asked.seeds < 1 or min(asked.labelled, default=1) < 0:
         raise UsageError(f"{asked.steps} steps and {asked.seeds} seeds", "give numbers from 1 on")
-    n_classes = int(max(int(c.label.max()) for c in cases)) + 1
+    n_classes = max((int(c.label.max()) for c in cases), default=0) + 1
     if n_classes < 2:
         raise InputError("the label maps are empty", "mark something in them")
     parted = [_parted(cases, asked.seed + k) for k in range(asked.seeds)]

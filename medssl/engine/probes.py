@@ -1,6 +1,7 @@
 """Which probe of what, and its report as text."""
 
 import csv
+import dataclasses
 import io
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -63,7 +64,7 @@ def run(wanted: Wanted, machine: Machine, tell: Progress) -> tuple[Report, list[
         if wanted.against:
             arms["other"] = _of_tables(wanted.against, labels, wanted.labels)
         return probe.probe(arms, asked), []
-    runs = [load_encoder(path, {}) for path in wanted.sources]
+    runs = _loaded(wanted.sources)
     arms = {"pretrained": _of_runs(runs, labels, wanted, machine, tell)}
     if wanted.against:
         arms["other"] = _of_tables(wanted.against, labels, wanted.labels)
@@ -120,6 +121,27 @@ def _check(wanted: Wanted) -> None:
         raise UsageError("runs have no features yet", "give --data STORE, or a table of features")
 
 
+def _loaded(paths: tuple[Path, ...]) -> list[LoadedEncoder]:
+    """Runs that differ in their seeds alone.
+
+    Raises:
+        UsageError: They differ in more, or one is given twice.
+        WeightsError: One is missing, damaged, or of no encoder that is ready.
+    """
+    runs = [load_encoder(path, {}) for path in paths]
+    for one, path in zip(runs[1:], paths[1:], strict=True):
+        same = dataclasses.replace(one.recipe, seed=runs[0].recipe.seed) == runs[0].recipe
+        if not same or one.settled != runs[0].settled:
+            raise UsageError(
+                "is of another recipe than the first run",
+                "give runs of one recipe with different seeds",
+                file=path,
+            )
+    if len({one.sha256 for one in runs}) < len(runs):
+        raise UsageError("a run is given twice", "give runs with different seeds")
+    return runs
+
+
 def _of_tables(paths: tuple[Path, ...], labels: list[Label], source: Path) -> list[Labelled]:
     return [joined(read_features(path), labels, source) for path in paths]
 
@@ -145,7 +167,7 @@ def _of_runs(
 def _segment(
     wanted: Wanted, machine: Machine, tell: Progress
 ) -> tuple[Report, list[dict[str, Any]]]:
-    runs = [load_encoder(path, {}) for path in wanted.sources]
+    runs = _loaded(wanted.sources)
     labels = read_labels(wanted.labels, "segmentation")
     limits = Limits(memory=machine.memory)
     cases = cases_of(labels, wanted.data, runs[0], limits, wanted.labels)

@@ -115,7 +115,7 @@ def nnunet_resenc(config: object, channels: int) -> Target:
 def monai_unet(config: object, channels: int) -> Target:
     """`monai.networks.nets.UNet`; the way up is missing."""
     given = config if isinstance(config, monai_encoder.UNet) else monai_encoder.UNet()
-    words = {
+    words: dict[str, Any] = {
         "spatial_dims": given.axes,
         "in_channels": channels,
         "out_channels": 2,
@@ -156,7 +156,7 @@ def monai_unet(config: object, channels: int) -> Target:
 def monai_segresnet(config: object, channels: int) -> Target:
     """`monai.networks.nets.SegResNet`; the way up is missing."""
     given = config if isinstance(config, monai_encoder.SegResNet) else monai_encoder.SegResNet()
-    words = {
+    words: dict[str, Any] = {
         "spatial_dims": given.axes,
         "init_filters": given.init_filters,
         "in_channels": channels,
@@ -190,7 +190,7 @@ def monai_swinunetr(config: object, channels: int) -> Target:
     Its `load_from` wants other names, which are a second file.
     """
     given = config if isinstance(config, monai_encoder.SwinUNETR) else monai_encoder.SwinUNETR()
-    words = {
+    words: dict[str, Any] = {
         "in_channels": channels,
         "out_channels": 2,
         "depths": given.depths,

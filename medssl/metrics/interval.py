@@ -59,10 +59,13 @@ def interval(
     Args:
         scores: (pretraining seeds, label seeds, patients, classes) sums of scores, such as hits.
         counts: Of the same shape, how many scores each sum is of; 0 where a patient has none.
+            Patients without any are left out.
         generator: The source of chance.
         share: Of intervals that hold the truth.
         draws: Of the bootstrap.
     """
+    seen = counts.sum((0, 1, 3)) > 0
+    scores, counts = scores[:, :, seen], counts[:, :, seen]
     sizes = scores.shape[:3]
     even = [np.full((1, n), 1 / n) for n in sizes]
     value = float(_means(scores, counts, even)[0])

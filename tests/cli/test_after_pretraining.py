@@ -35,6 +35,11 @@ def test_probe_of_runs_and_slices(medssl, pretrained, store, tmp_path):
     runs = [pretrained(f"run{k}", seed=k) for k in range(2)]
     words = ["probe", *runs, "--labels", labels, "--n", "2,all", "--seeds", 2, "-q", "--threads", 1]
     assert medssl(*words)[0] == 2
+    other = pretrained("other", steps=4)
+    for wrong, fact in ((other, "another recipe"), (runs[0], "given twice")):
+        code, _, err = medssl("probe", runs[0], wrong, *words[3:], "--data", store)
+        assert code == 2
+        assert fact in err
     out = tmp_path / "report"
     code, text, err = medssl(*words, "--data", store, "-o", out)
     assert code == 0, err

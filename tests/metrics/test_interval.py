@@ -34,6 +34,14 @@ def test_it_is_not_needlessly_wide():
     assert found.high - found.low == pytest.approx(2 * 1.96 * 0.1 / 50**0.5, rel=0.35)
 
 
+def test_patients_who_are_not_tested_change_nothing():
+    scores = np.random.default_rng(1).normal(0.5, 0.1, (2, 3, 8, 2))
+    wide, counts = np.zeros((2, 3, 12, 2)), np.zeros((2, 3, 12, 2))
+    wide[:, :, 4:], counts[:, :, 4:] = scores, 1
+    a = interval(scores, np.ones_like(scores), np.random.default_rng(0))
+    assert a == interval(wide, counts, np.random.default_rng(0))
+
+
 def test_balanced_over_classes_and_blind_to_empty_cells():
     scores, counts = np.zeros((1, 1, 3, 2)), np.zeros((1, 1, 3, 2))
     counts[0, 0, :, 0], scores[0, 0, :, 0] = (10, 20, 30), (10, 20, 30)
