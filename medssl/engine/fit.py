@@ -22,7 +22,8 @@ OnStep = Callable[[int, int, dict[str, float]], None]
 
 
 SPIKE = 10.0
-"""Loss over the median of the last ones above which a step is not taken."""
+"""Loss over the median of the last ones above which a step is not taken; a median of 0, as of a
+number of mistakes, says nothing."""
 MEDIAN_OF = 101
 """Losses that the median is of."""
 ENOUGH = 20
@@ -147,7 +148,8 @@ class Fitting(Generic[Batch]):
         if self.patience == 0:
             return True
         median = statistics.median(self.recent) if len(self.recent) >= ENOUGH else float("inf")
-        if loss - loss == 0 and not loss > SPIKE * abs(median):
+        most = SPIKE * abs(median) if median else float("inf")
+        if loss - loss == 0 and not loss > most:
             self.recent = [*self.recent[1 - MEDIAN_OF :], loss]
             self.in_a_row = 0
             return True

@@ -237,6 +237,7 @@ class PerturbedMatch(torch.autograd.Function):
         n_iter: int,
         starts: int,
     ) -> tuple[Tensor, Tensor]:
+        """The distance (B,) and the matching (B, n)."""
         v = frank_wolfe(c_v, c_e, e_s, e_t, n_iter, starts)
         ctx.save_for_backward(c_v, c_e, e_s, e_t, v)
         ctx.numbers = lambda_, n_iter, starts
@@ -249,6 +250,7 @@ class PerturbedMatch(torch.autograd.Function):
     def backward(
         ctx: Any, gradient: Tensor, _: Tensor
     ) -> tuple[Tensor, Tensor, None, None, None, None, None]:
+        """The gradients of both kinds of affinities."""
         c_v, c_e, e_s, e_t, v = ctx.saved_tensors
         lambda_, n_iter, starts = ctx.numbers
         n = c_v.shape[-1]

@@ -6,7 +6,8 @@ e(h)_n})`. The loss is the weighted sum of
 
 .. math:: L_{intra} = - \overline{\textstyle\sum_k q_k \log p_k} \text{ of slices}, \qquad
           L_{inter} = - \overline{\textstyle\sum_k q_k \log p_k} \text{ of } Z, \qquad
-          L_{mask} = \overline{\| \mathrm{dec}(e(\tilde h))_n - h'_n \|^2}_{n \text{ hidden}},
+          L_{mask} = \tfrac1D \overline{\| \mathrm{dec}(e(\tilde h))_n - h'_n \|^2}
+          _{n \text{ hidden}} ,
 
 with :math:`p = \mathrm{softmax}(c^T z / T)` over prototypes c and q what the other view says: of a
 slice the code of Sinkhorn (SwAV), of a volume its cluster in the store (DeepCluster-v2) or a code
@@ -15,7 +16,8 @@ the encoder, which gets no gradient.
 
 Departs from the paper: slices are the tokens of the attention, so that any number of them will do
 and their distances count; views are new at each step; hidden slices alone count in L_mask, and
-they are runs where a single one would be interpolated; volumes are told apart over the whole store.
+they are runs where a single one would be interpolated; the error is that of a channel; volumes are
+told apart over the whole store.
 Needs: stacks of slices. `embed` is not told of distances and takes slices to be `gap` mm apart.
 Reference: Nguyen et al. Joint Self-Supervised Image-Volume Representation Learning with Intra-Inter
 Contrastive Clustering. AAAI 2023.
@@ -196,13 +198,13 @@ class Joint(Encoder):
 
     @torch.no_grad()
     def hidden_errors(self, batch: Views) -> tuple[Tensor, Tensor]:
-        """Squared error of hidden slices of whole images, and that of the obvious guess.
+        """Mean squared error of hidden slices of whole images, and that of the obvious guess.
 
         Args:
             batch: As for `loss`; its `image` is looked at.
 
         Returns:
-            Means over the volumes: of the guess of the net, and of linear interpolation between
+            Means over the volumes and channels: of the guess of the net, and of linear interpolation between
             the vectors h' of the nearest seen slices.
 
         Raises:
@@ -335,8 +337,8 @@ def _hidden(valid: Tensor, ratio: float, run: int, generator: torch.Generator) -
 
 
 def _error(guess: Tensor, target: Tensor, hidden: Tensor) -> Tensor:
-    """(B,) mean squared length of the error (B, N, D) over the hidden slices."""
-    each = (guess.float() - target.float()).square().sum(-1) * hidden
+    """(B,) mean squared error (B, N, D) over the hidden slices and their channels."""
+    each = (guess.float() - target.float()).square().mean(-1) * hidden
     return each.sum(1) / hidden.sum(1).clamp_min(1)
 
 

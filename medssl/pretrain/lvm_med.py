@@ -7,7 +7,7 @@ s and t the views, vertices and edges have the affinities
 
 .. math:: c^v_{ia} = \alpha \cos(\hat z^s_i, \hat z^t_a)
                      + (1 - \alpha) (l_{i \to a} + l_{a \to i}), \qquad
-          c^e_{ij,ab} = \cos(\hat z^s_i - \hat z^s_j, \hat z^t_a - \hat z^t_b) ,
+          c^e_{ij,ab} = w \cos(\hat z^s_i - \hat z^s_j, \hat z^t_a - \hat z^t_b) ,
 
 where :math:`l_{i \to a}` is half the sum of the mean cosines of the :math:`\gamma` cells p of i
 that are closest to a cell of a, once in mm of the source image and once in features. The loss is
@@ -16,8 +16,8 @@ how far the best matching is from the identity,
 .. math:: L = \overline{\sum_{ia} V_{ia} (1 - I_{ia}) + I_{ia} (1 - V_{ia})}, \qquad
           V = \arg\max_V \sum c^v_{ia} V_{ia} + \sum c^e_{ij,ab} V_{ia} V_{jb} ,
 
-the mean over graphs and pairs of views, with Gumbel noise on c and the gradient of implicit
-maximum likelihood (`nets.matching`).
+the mean over graphs and pairs of views, with w the weight of edges, Gumbel noise on c, and the
+gradient of implicit maximum likelihood (`nets.matching`).
 
 Departs from the paper: the solver is our own; noise is small (the matching drowns in the paper's)
 and fades with the training; graphs can be of neighbouring slices of one volume, the hard case.
@@ -60,6 +60,9 @@ class Config:
     """Cells that are compared: of two large views, and where one is small."""
     order: Literal[1, 2] = 2
     """1 leaves the affinities of edges out: what the paper compares with."""
+    edge: float = 1.0
+    """Weight of the affinities of edges. The paper has 1; at 1 / (2 k) the edges of a vertex weigh
+    together what it weighs itself, which small nets and batches need."""
     beta: float = 0.05
     """Gumbel noise on affinities in the beginning, 0 in the end; the paper has 1."""
     lambda_: float = 80.0
@@ -206,7 +209,9 @@ class LVMMed(Encoder):
             e_s, e_t = s.edges, t.edges
         else:
             e_s, e_t = s.edges[:, :0], t.edges[:, :0]
-        c_e = normalize(_along(s.z, e_s), dim=-1) @ normalize(_along(t.z, e_t), dim=-1).mT
+        c_e = c.edge * (
+            normalize(_along(s.z, e_s), dim=-1) @ normalize(_along(t.z, e_t), dim=-1).mT
+        )
         return perturbed_match(
             c_v,
             c_e,
@@ -272,10 +277,10 @@ def _local(s: _Graphs, t: _Graphs, gamma: int) -> Tensor:
     cosine, apart, away = (
         x.unflatten(2, shape[1]).unflatten(1, shape[0]) for x in (cosine, apart, away)
     )
-    there = sum(_closest(cosine, far, gamma) for far in (away, apart))
-    back = (x.permute(0, 3, 4, 1, 2) for x in (away, apart))
-    cosine = cosine.permute(0, 3, 4, 1, 2)
-    return (there + sum(_closest(cosine, far, gamma) for far in back).mT) / 2
+    there = _closest(cosine, away, gamma) + _closest(cosine, apart, gamma)
+    cosine, apart, away = (x.permute(0, 3, 4, 1, 2) for x in (cosine, apart, away))
+    back = _closest(cosine, away, gamma) + _closest(cosine, apart, gamma)
+    return (there + back.mT) / 2
 
 
 def _closest(cosine: Tensor, far: Tensor, gamma: int) -> Tensor:
