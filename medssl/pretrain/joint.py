@@ -204,8 +204,8 @@ class Joint(Encoder):
             batch: As for `loss`; its `image` is looked at.
 
         Returns:
-            Means over the volumes and channels: of the guess of the net, and of linear interpolation
-            between the vectors h' of the nearest seen slices.
+            Means over the volumes and channels: of the guess of the net, and of interpolation
+            along z between the vectors h' of the nearest seen slices.
 
         Raises:
             ValueError: As for `loss`.
