@@ -61,8 +61,8 @@ class Config:
     order: Literal[1, 2] = 2
     """1 leaves the affinities of edges out: what the paper compares with."""
     edge: float = 1.0
-    """Weight of the affinities of edges. The paper has 1; at 1 / (2 k) the edges of a vertex weigh
-    together what it weighs itself, which small nets and batches need."""
+    """Weight of the affinities of edges. The paper has 1, with which small nets and batches
+    were not seen to learn; 1 / (2 k) lets the edges of a vertex weigh together what it weighs."""
     beta: float = 0.05
     """Gumbel noise on affinities in the beginning, 0 in the end; the paper has 1."""
     lambda_: float = 80.0
