@@ -145,7 +145,9 @@ def peers() -> dict[str, Solver]:
         def solve(graphs: Graphs) -> Tensor:
             n = graphs.c_v.shape[-1]
             k = dense(graphs)
-            soft = getattr(pygmtools, name)(k, torch.tensor([n] * len(k)), torch.tensor([n] * len(k)))
+            soft = getattr(pygmtools, name)(
+                k, torch.tensor([n] * len(k)), torch.tensor([n] * len(k))
+            )
             return pygmtools.hungarian(soft).argmax(2)
 
         return solve
