@@ -284,6 +284,14 @@ class Encoder(Method[Views]):
         """(images,) int64, the cluster of each image of the store; None before there are any."""
         return None
 
+    def measures(self, batch: Views) -> dict[str, float]:
+        """What the loss does not say, of a batch that it does not learn from.
+
+        It is called in the evaluation mode, without gradients.
+        """
+        del batch
+        return {}
+
     @property
     def needs_calibration(self) -> bool:
         """Whether the running moments of its norms come from images that were seen in part."""

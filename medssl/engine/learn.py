@@ -72,6 +72,7 @@ def learn(
     record: dict[str, Any],
     *,
     before_step: Callable[[int], None] | None = None,
+    measure: Callable[[], Mapping[str, float]] | None = None,
 ) -> None:
     """Take the steps that are left, from the last checkpoint on, and note the losses.
 
@@ -82,6 +83,7 @@ def learn(
         batches: Those from a step on.
         record: What `run.json` holds; the losses come to it.
         before_step: As for `fit.go_on`.
+        measure: Gives more numbers whenever the held-out batch is looked at.
 
     Raises:
         QualityError: The loss is not finite.
@@ -95,7 +97,7 @@ def learn(
 
     def after(step: int, steps: int, terms: Mapping[str, float]) -> None:
         del step, steps  # the fit knows them
-        _after(journey, folder, fitting, scalars, terms)
+        _after(journey, folder, fitting, scalars, measure, terms)
 
     try:
         go_on(fitting, batches(fitting.step), after, before_step)
@@ -175,12 +177,14 @@ def _after(
     folder: RunFolder,
     fitting: Fitting[Any],
     scalars: Scalars | None,
+    measure: Callable[[], Mapping[str, float]] | None,
     terms: Mapping[str, float],
 ) -> None:
     """Note the loss, save, and leave when asked to."""
     step, steps = fitting.step, fitting.train.steps
     looked = fitting.best is not None and fitting.looks
     numbers = dict(terms) | {"samples_per_second": _pace(journey, fitting)}
+    measured = dict(measure()) if looked and measure is not None else {}
     skipped = fitting.skipped > journey.skipped_before
     journey.skipped_before = fitting.skipped
     if journey.writes and (
@@ -191,6 +195,8 @@ def _after(
         line["lr"] = fitting.optimiser.param_groups[0]["lr"]
         if looked and fitting.best is not None:
             line["held_out"] = fitting.best.last
+        if measured:
+            line["measured"] = measured
         if skipped:
             line["skipped"] = True
         journal.append(folder.metrics, line)

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -124,7 +124,15 @@ def _learn(journey: Journey, folder: RunFolder, lesson: "_Lesson", record: dict[
         train = dataclasses.replace(train, check_every=train.check_every or train.save_every)
     with fitting_into_memory(SMALLER), deterministic(train.deterministic):
         fitting = Fitting(method, train, held, keep_best=False, patience=PATIENCE)
-        learn(journey, folder, fitting, lesson.batches, record, before_step=lesson.before_step)
+        learn(
+            journey,
+            folder,
+            fitting,
+            lesson.batches,
+            record,
+            before_step=lesson.before_step,
+            measure=None if held is None else lambda: lesson.measured(held()),
+        )
         if method.needs_calibration:
             journey.tell("calibrate", 0, 1)
             method.train()
@@ -283,13 +291,28 @@ class _Lesson:
 
     @torch.no_grad()
     def spread(self) -> float:
-        """Standard deviation of the embeddings of some images over their size."""
+        """How much the embeddings of some images differ."""
+        self.method.eval()
+        return self._spread(self.plain_images(4))
+
+    @torch.no_grad()
+    def measured(self, held: Views) -> dict[str, float]:
+        """Numbers of the held-out batch: how much embeddings differ, and what the method says."""
+        was_training = self.method.training
         self.method.eval()
         with gathered(self.method):
-            found = torch.cat([self.method.embed(x).float() for x in self.plain_images(4)])
-        return float(
-            found.std(0).mean() / found.norm(dim=1).mean().clamp_min(1e-12) * found.shape[1] ** 0.5
-        )
+            found = self.method.measures(held)
+        if len(held.image) > 1:
+            found["spread"] = self._spread([held.image])
+        self.method.train(was_training)
+        return found
+
+    def _spread(self, images: Iterable[Tensor]) -> float:
+        """Standard deviation of embeddings over their size; 0 where all are the same."""
+        with gathered(self.method):
+            found = torch.cat([self.method.embed(x).float() for x in images])
+        size = found.norm(dim=1).mean().clamp_min(1e-12) / found.shape[1] ** 0.5
+        return float(found.std(0, correction=0).mean() / size)
 
     def _images(self, chosen: list[Item], name: str) -> Tensor:
         samples = [s for k, i in enumerate(chosen) for s in self.cutter.sample(i, f"{name}/{k}")]

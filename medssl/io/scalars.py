@@ -34,8 +34,9 @@ class Scalars:
         for name in ("loss", "held_out", "lr", "samples_per_second"):
             if name in line:
                 self._writer.add_scalar(name, line[name], step)
-        for name, value in line["terms"].items():
-            self._writer.add_scalar(f"terms/{name}", value, step)
+        for group in ("terms", "measured"):
+            for name, value in line.get(group, {}).items():
+                self._writer.add_scalar(f"{group}/{name}", value, step)
 
     def close(self) -> None:
         """Write what waits."""

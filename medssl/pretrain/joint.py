@@ -196,6 +196,11 @@ class Joint(Encoder):
             "mask": c.mask * _error(guess, target, hidden).mean(),
         }
 
+    def measures(self, batch: Views) -> dict[str, float]:
+        """Error of hidden slices, and that of interpolating between their neighbours."""
+        own, between = self.hidden_errors(batch)
+        return {"hidden": float(own), "interpolated": float(between)}
+
     @torch.no_grad()
     def hidden_errors(self, batch: Views) -> tuple[Tensor, Tensor]:
         """Mean squared error of hidden slices of whole images, and that of the obvious guess.

@@ -135,6 +135,10 @@ class LVMMed(Encoder):
         found = self._matched(batch, self.config.beta * (1 - batch.progress))
         return {"match": torch.cat([hamming for hamming, _ in found]).mean()}
 
+    def measures(self, batch: Views) -> dict[str, float]:
+        """The share of the images whose views are matched to each other."""
+        return {"matched": float(self.matches(batch).float().mean())}
+
     @torch.no_grad()
     def matches(self, batch: Views) -> Tensor:
         """Of which images the views are matched to each other, without noise.

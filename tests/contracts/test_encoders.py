@@ -77,7 +77,7 @@ def small(name):
         pytest.skip(f"{net['net']} is not ours to make small")
     kept = {k: net[k] for k in ("net", "axes", "in_channels") if k in net}
     changes["method.net"] = kept | NETS[net["net"]]
-    changes |= {f"method.{k}": v for k, v in NUMBERS.items() if k in settled}
+    changes |= {f"method.{k}": v for k, v in NUMBERS.items() if settled.get(k)}
     if "slices" in settled:
         changes["method.slices"] = {"width": 16, "hidden": 20, "layers": 1, "heads": 2}
     if "K" in settled:
