@@ -252,6 +252,8 @@ class _Row:
     slice: int | None
     start: tuple[int, int, int] | None
     values: NDArray[np.float32]
+    share: float = 1.0
+    """Of the voxels of a window that are foreground."""
 
 
 def _rows(
@@ -264,18 +266,22 @@ def _rows(
 ) -> list[_Row]:
     """Of one volume."""
     source = windows(array, volume, loaded.crops, method, loaded.channels, asked.overlap)
-    seen: list[tuple[Window, NDArray[np.float32]]] = []
-    for some in batched(source, BATCH[method.sees.axes]):
-        values = embedded(method, [w.image for w in some], device)
-        seen += [(w, v) for w, v in zip(some, values, strict=True)]
+    seen = [
+        _Row(volume, window.slice, window.start, values, window.share)
+        for some in batched(source, BATCH[method.sees.axes])
+        for window, values in zip(
+            some, embedded(method, [w.image for w in some], device), strict=True
+        )
+    ]
     if asked.per == "patch":
-        return [_Row(volume, w.slice, w.start, v) for w, v in seen]
+        return seen
+    least = loaded.crops.foreground
     if asked.per == "slice":
-        rows = []
-        for z, group in itertools.groupby(seen, key=lambda one: one[0].slice):
-            rows.append(_Row(volume, z, None, _mean(list(group), loaded.crops.foreground)))
-        return rows
-    return [_Row(volume, None, None, _mean(seen, loaded.crops.foreground))]
+        return [
+            _Row(volume, z, None, _mean(list(group), least))
+            for z, group in itertools.groupby(seen, key=lambda row: row.slice)
+        ]
+    return [_Row(volume, None, None, _mean(seen, least))]
 
 
 def embedded(
@@ -304,9 +310,9 @@ def batched(source: Iterator[Window], n: int) -> Iterator[list[Window]]:
         yield some
 
 
-def _mean(seen: Sequence[tuple[Window, NDArray[np.float32]]], least: float) -> NDArray[np.float32]:
+def _mean(seen: Sequence[_Row], least: float) -> NDArray[np.float32]:
     """Over windows; those with little of the patient count only where no other does."""
-    full = [v for w, v in seen if w.share >= least] or [v for _, v in seen]
+    full = [row.values for row in seen if row.share >= least] or [row.values for row in seen]
     return np.asarray(np.mean(full, axis=0, dtype=np.float64), np.float32)
 
 

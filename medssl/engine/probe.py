@@ -178,14 +178,20 @@ def _images(source: Path, loaded: LoadedEncoder, machine: Machine) -> Iterator[T
 
 
 def _spread(array: NDArray[Any], volume: Volume, loaded: LoadedEncoder, count: int) -> list[Tensor]:
-    """At most so many windows, evenly over a volume."""
-    found = [
+    """So many windows of a volume, drawn evenly; no more than these are held at once."""
+    rng = np.random.default_rng(0)
+    found: list[Tensor] = []
+    full = (
         w.image
         for w in windows(array, volume, loaded.crops, loaded.method, loaded.channels, 0.0)
         if w.share >= loaded.crops.foreground
-    ]
-    picks = np.unique(np.linspace(0, max(0, len(found) - 1), min(count, len(found))).astype(int))
-    return [found[k] for k in picks]
+    )
+    for k, image in enumerate(full):
+        if k < count:
+            found.append(image)
+        elif (place := int(rng.integers(k + 1))) < count:
+            found[place] = image
+    return found
 
 
 Parting = tuple[Ints, Ints]

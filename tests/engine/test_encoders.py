@@ -40,7 +40,7 @@ def test_a_tampered_file_is_refused(pretrained):
     ("change", "fact"),
     [
         ({"complete": False}, "not complete"),
-        ({"recipe": {"task": "recon"}}, "for `medssl recon`"),
+        ({"recipe": {"task": "recon"}}, "of a recon recipe"),
         ({"recipe": {"task": "pretrain"}}, "damaged or of another version"),
         ({"weights": {}}, "damaged or of another version"),
     ],

@@ -45,8 +45,8 @@ def cases():
 
 
 def test_arms_and_gains(pretrained, cases):
-    runs = [load_encoder(pretrained(f"run{k}", seed=k, steps=12), {}) for k in range(2)]
-    asked = Asked(labelled=(3, 0), steps=6, seeds=1)
+    runs = [load_encoder(pretrained(f"run{k}", seed=k, steps=6), {}) for k in range(2)]
+    asked = Asked(labelled=(3, 0), steps=3, seeds=1)
     report = segment(runs, cases, asked, CPU, say_nothing)
     arms = [r.arm for r in report.rows if r.labels == "3"]
     assert arms == [*ARMS, "gain over A", "gain over B"]
@@ -55,12 +55,12 @@ def test_arms_and_gains(pretrained, cases):
         ours, scratch = values[labels, ARMS[2]], values[labels, ARMS[0]]
         assert ours.value - scratch.value == pytest.approx(values[labels, "gain over A"].value)
         assert 0 <= scratch.value <= 1
-    assert report.facts["steps_of_b"] > 6
+    assert report.facts["steps_of_b"] > 3
 
 
 def test_a_net_learns_and_twice_the_same(pretrained, cases):
     run = load_encoder(pretrained(), {})
-    asked = Asked(labelled=(0,), steps=40, seeds=1, longer=False)
+    asked = Asked(labelled=(0,), steps=30, seeds=1, longer=False)
     report, again = (segment([run], cases, asked, CPU, say_nothing) for _ in range(2))
     assert [r.arm for r in report.rows] == [ARMS[0], ARMS[2], "gain over A"]
     assert report.rows[0].value.value > 0.6
