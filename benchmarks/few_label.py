@@ -24,14 +24,14 @@ import torch
 from _table import arguments, show
 
 from medssl import api
-from medssl.data.store import Made, Store, Volume, write_store
+from medssl.data.store import Made, Store, Volume, is_store, write_store
 from medssl.data.views import normalised
 from medssl.engine import few_labels
 from medssl.engine.device import machine
 from medssl.engine.encoders import LoadedEncoder, load_encoder
 from medssl.engine.label_maps import Case
 from medssl.engine.labels import Labelled
-from medssl.engine.probe import ACCURACY, Asked, Report, probe, twin
+from medssl.engine.probe import ACCURACY, Asked, Report, probe, twins
 from medssl.io.read import read
 
 CLASSES = (
@@ -50,6 +50,8 @@ SIZE = 64
 EACH = 60
 """Test patches of each class, at most."""
 LABELS = (5, 20, 100)
+TWINS = 8
+"""Draws of random weights for each run, whose scores are averaged."""
 
 
 def main() -> None:
@@ -57,6 +59,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a tenth of the steps, two draws")
     parser.add_argument("--seeds", type=int, default=3, help="pretraining seeds")
     parser.add_argument("--steps", type=int, help="of the pretraining; default: the recipe's")
+    parser.add_argument("--runs", type=Path, help="folder that keeps the pretrainings")
     parser.add_argument("--no-segmentation", action="store_true", help="only the linear probe")
     words = parser.parse_args()
     steps = words.steps or (50 if words.quick else None)
@@ -67,20 +70,32 @@ def main() -> None:
     voxels = np.asarray(image.dataobj).astype(np.int16)
     label = classes_of(np.asarray(nib.load(next((folder / "volume").glob("*seg*"))).dataobj))
     spacing = tuple(float(v) for v in image.header.get_zooms()[:3])
-    with tempfile.TemporaryDirectory() as place:
-        store = write_store(Path(place) / "store", pieces(voxels, spacing, folder)).path
+    with tempfile.TemporaryDirectory() as scratch:
+        place = words.runs or Path(scratch)
+        place.mkdir(exist_ok=True)
+        store = place / "store"
+        if not is_store(store):
+            write_store(store, pieces(voxels, spacing, folder))
         runs, losses = [], []
         for k in range(words.seeds):
-            out = Path(place) / f"run{k}"
+            out = place / f"run{k}"
             done = api.pretrain(
-                store, out, "pretrain/fewlabel_ct", steps=steps, seed=k, device="cpu", threads=1
+                store,
+                out,
+                "pretrain/fewlabel_ct",
+                steps=steps,
+                seed=k,
+                device="cpu",
+                threads=1,
+                resume=True,
             )
             losses.append(done.record["loss"]["last"])
             runs.append(load_encoder(out, {}))
         pretrained_at = time.process_time()
-        twins = [twin(one, store, where, lambda *_: None) for one in runs]
+        n_twins = 2 if words.quick else TWINS
+        random = [t for one in runs for t in twins(one, n_twins, store, where, lambda *_: None)]
         volume = Store.open(store).volumes[0]
-        report = probed(runs, twins, voxels, label, volume, draws=2 if words.quick else 5)
+        report = probed(runs, random, voxels, label, volume, draws=2 if words.quick else 5)
     probed_at = time.process_time()
     rows = as_rows(report, {5: 45, 20: 180, 100: 900})
     notes = [
@@ -102,7 +117,8 @@ def main() -> None:
         )
     protocol = (
         f"SparK, {words.seeds} pretraining seeds, {steps or 500} steps of 16 patches, one thread; "
-        f"{report.facts['draws']} draws of labels; mean [95 % interval]"
+        f"{report.facts['draws']} draws of labels, {n_twins} of random weights per run; "
+        "mean [95 % interval]"
     )
     name = "few_label_quick" if words.quick else "few_label"
     show(name, protocol, rows, as_json=words.json, notes=notes)
@@ -150,7 +166,7 @@ def pieces(voxels: np.ndarray, spacing: tuple[float, float, float], folder: Path
 
 def probed(
     runs: Sequence[LoadedEncoder],
-    twins: Sequence[LoadedEncoder],
+    random: Sequence[LoadedEncoder],
     voxels: np.ndarray,
     label: np.ndarray,
     volume: Volume,
@@ -164,7 +180,7 @@ def probed(
     group = np.where(np.array(split) == "test", label.shape[2] + at[:, 2], at[:, 2] // BLOCK)
     names = ("rest", *(name for name, _ in CLASSES))
     arms = {}
-    for arm, some in (("pretrained", runs), ("random", twins)):
+    for arm, some in (("pretrained", runs), ("random", random)):
         arms[arm] = [
             Labelled(features(one, voxels, at, volume), y, group, split, names) for one in some
         ]

@@ -31,6 +31,9 @@ def probe(
         str, typer.Option("--n", help="Labels of each class, or labelled images.")
     ] = "5,20,100,all",
     seeds: Annotated[int, typer.Option(min=1, help="Draws of labels.")] = 5,
+    twins: Annotated[
+        int, typer.Option(min=1, help="Draws of random weights that each run is compared with.")
+    ] = 3,
     steps: Annotated[int, typer.Option(min=1, help="Of a fine-tuning.")] = 200,
     longer: Annotated[
         bool, typer.Option(help="For segment: also train with the compute of the pretraining.")
@@ -58,6 +61,7 @@ def probe(
             against=against,
             numbers=_numbers(numbers),
             seeds=seeds,
+            twins=twins,
             steps=steps,
             longer=longer,
             out=output,

@@ -593,6 +593,7 @@ def probe(
     against: str | Path | Sequence[str | Path] | None = None,
     numbers: Sequence[int] = (5, 20, 100, 0),
     seeds: int = 5,
+    twins: int = 3,
     steps: int = 200,
     longer: bool = True,
     out: str | Path | None = None,
@@ -620,6 +621,7 @@ def probe(
         against: Tables of features to compare with, in place of random weights.
         numbers: Labels of each class, or labelled images; 0 takes all.
         seeds: Draws of labels.
+        twins: Draws of random weights that each run is compared with.
         steps: Of a fine-tuning.
         longer: Whether `segment` trains the arm with the compute of the pretraining.
         out: JSON file to write, with a CSV of the same name.
@@ -648,6 +650,7 @@ def probe(
         tasks=tuple(task),
         numbers=tuple(numbers),
         seeds=seeds,
+        twins=twins,
         steps=steps,
         longer=longer,
         seed=seed,

@@ -106,7 +106,8 @@ def probe(arms: Mapping[str, Sequence[Labelled]], asked: Asked) -> Report:
 
     Args:
         arms: Features of the same rows by name of the arm, the pretrained ones first, one table
-            for each pretraining seed. Of two arms the difference is reported too.
+            for each pretraining seed. The other arm has as many for each of these, one after the
+            other, whose scores are averaged. Of two arms the difference is reported too.
         asked: What is to be found out.
 
     Raises:
@@ -117,20 +118,27 @@ def probe(arms: Mapping[str, Sequence[Labelled]], asked: Asked) -> Report:
         raise UsageError(
             f"{asked.seeds} seeds and {list(asked.per_class)} labels", "give numbers from 1 on"
         )
-    first = next(iter(arms.values()))[0]
+    ours = next(iter(arms.values()))
+    first, n_runs = ours[0], len(ours)
+    if any(len(tables) % n_runs for tables in arms.values()):
+        raise UsageError(
+            f"there are {[len(t) for t in arms.values()]} tables of the arms",
+            "give as many to compare with, or a multiple",
+        )
     for one in itertools.chain(*arms.values()):
         if not np.array_equal(one.y, first.y) or one.classes != first.classes:
             raise InputError("tables hold other rows", "embed the same scans with each encoder")
     known = _known_split(first)
     parted = [known or _drawn_split(first, asked.seed + k) for k in range(asked.seeds)]
-    warnings = doubts(len(next(iter(arms.values()))))
+    warnings = doubts(n_runs)
     if known is None and "train" in first.split:
         warnings.append("tested on scans that the pretraining may have seen, without their labels")
     rows: list[Row] = []
     for task, n in itertools.product(asked.tasks, _useful(first, parted, asked.per_class)):
         draws = parted[:1] if known is not None and n == ALL else parted
         scored = {
-            name: _scored(tables, task, n, draws, asked.seed) for name, tables in arms.items()
+            name: _scored(tables, n_runs, task, n, draws, asked.seed)
+            for name, tables in arms.items()
         }
         rows += _rows(scored, task, "all" if n == ALL else str(n), asked.seed)
     n_groups = len(np.unique(first.group))
@@ -145,19 +153,27 @@ def probe(arms: Mapping[str, Sequence[Labelled]], asked: Asked) -> Report:
     return Report(tuple(rows), facts, tuple(warnings))
 
 
-def twin(loaded: LoadedEncoder, source: Path, machine: Machine, tell: Progress) -> LoadedEncoder:
-    """The same encoder with random weights, its norms calibrated on images of the source.
+def twins(
+    loaded: LoadedEncoder, count: int, source: Path, machine: Machine, tell: Progress
+) -> Iterator[LoadedEncoder]:
+    """The same encoder with random weights, several times, its norms calibrated on the source.
+
+    How well random weights do differs from one draw to the next, so that some are averaged.
 
     Args:
         loaded: The pretrained one.
+        count: How many.
         source: A store or scans, as for `embed`.
         machine: Where it runs.
         tell: Told how far it is.
     """
-    tell("calibrate random weights", 0, 1)
-    fresh = loaded.untrained(RANDOM + int(loaded.as_dict()["seed"])).to(machine.device)
-    calibrate(fresh, fresh.embed, _images(source, loaded, machine))
-    return dataclasses.replace(loaded, method=fresh.eval(), sha256="")
+    seed = RANDOM * (1 + int(loaded.as_dict()["seed"]))
+    images = list(_images(source, loaded, machine))
+    for k in range(count):
+        tell("calibrate random weights", k, count)
+        fresh = loaded.untrained(seed + k).to(machine.device)
+        calibrate(fresh, fresh.embed, images)
+        yield dataclasses.replace(loaded, method=fresh.eval(), sha256="")
 
 
 def _images(source: Path, loaded: LoadedEncoder, machine: Machine) -> Iterator[Tensor]:
@@ -255,19 +271,26 @@ class _Scored:
 
 
 def _scored(
-    tables: Sequence[Labelled], task: Task, n: int, draws: Sequence[Parting], seed: int
+    tables: Sequence[Labelled],
+    n_runs: int,
+    task: Task,
+    n: int,
+    draws: Sequence[Parting],
+    seed: int,
 ) -> _Scored:
-    held = tables[0]
+    held, each = tables[0], len(tables) // n_runs
     n_groups, n_classes = int(held.group.max()) + 1, len(held.classes)
-    shape = (len(tables), len(draws), n_groups, n_classes)
+    shape = (n_runs, len(draws), n_groups, n_classes)
     hits, counts, areas = np.zeros(shape), np.zeros(shape), []
-    for p, table in enumerate(tables):
+    for place, table in enumerate(tables):
+        p = place // each
         for k, (train, test) in enumerate(draws):
             chosen = _few(held.y, train, n, seed + k)
             scores = _classifier(task)(table, chosen, test)
             right = scores.argmax(1) == table.y[test]
-            np.add.at(hits[p, k], (table.group[test], table.y[test]), right)
-            np.add.at(counts[p, k], (table.group[test], table.y[test]), 1)
+            at = table.group[test], table.y[test]
+            np.add.at(hits[p, k], at, right / each)
+            np.add.at(counts[p, k], at, 1 / each)
             areas.append(classify.area_under_curve(scores, table.y[test]))
     return _Scored(hits, counts, float(np.nanmean(areas)))
 

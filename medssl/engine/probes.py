@@ -35,6 +35,7 @@ class Wanted:
     tasks: tuple[str, ...]
     numbers: tuple[int, ...]
     seeds: int
+    twins: int
     steps: int
     longer: bool
     seed: int
@@ -70,8 +71,12 @@ def run(wanted: Wanted, machine: Machine, tell: Progress) -> tuple[Report, list[
         arms["other"] = _of_tables(wanted.against, labels, wanted.labels)
     else:
         assert wanted.data is not None
-        twins = [probe.twin(one, wanted.data, machine, tell) for one in runs]
-        arms["random"] = _of_runs(twins, labels, wanted, machine, tell)
+        arms["random"] = [
+            table
+            for one in runs
+            for twin in probe.twins(one, wanted.twins, wanted.data, machine, tell)
+            for table in _of_runs([twin], labels, wanted, machine, tell)
+        ]
     return probe.probe(arms, asked), [one.as_dict() for one in runs]
 
 
@@ -112,6 +117,8 @@ def _check(wanted: Wanted) -> None:
     tables = [is_table(path) for path in wanted.sources]
     if not tables or any(tables) != all(tables):
         raise UsageError("runs and tables are mixed, or there are none", "give one kind")
+    if wanted.twins < 1:
+        raise UsageError(f"--twins is {wanted.twins}", "give 1 or more")
     if "segment" in wanted.tasks:
         if len(wanted.tasks) > 1:
             raise UsageError("segment goes alone", "call twice, its labels are others")

@@ -41,9 +41,12 @@ def test_planted_linear_features_are_found():
 
 
 def test_nothing_is_found_where_nothing_is():
-    arms = {name: [planted(0.0, s) for s in k] for name, k in {"a": (0, 1), "b": (2, 3)}.items()}
+    arms = {
+        name: [planted(0.0, s) for s in k] for name, k in {"a": (0, 1), "b": (2, 3, 4, 5)}.items()
+    }
     report = probe(arms, Asked(tasks=("linear",), per_class=(20,), seeds=3))
     gain = report.rows[-1].value
+    assert report.facts["arms"] == {"a": 2, "b": 4}
     assert gain.low < 0 < gain.high
     assert "2 pretraining seeds" in report.warnings[0]
 
@@ -139,5 +142,7 @@ def test_too_little_is_refused():
     one = Labelled(held.x, held.y, 0 * held.group, held.split, held.classes)
     with pytest.raises(InputError, match="one patient"):
         probe({"pretrained": [one]}, Asked())
+    with pytest.raises(UsageError, match="tables of the arms"):
+        probe({"pretrained": [held] * 2, "other": [held] * 3}, Asked())
     with pytest.raises(UsageError, match="0 seeds"):
         probe({"pretrained": [held]}, Asked(seeds=0))
