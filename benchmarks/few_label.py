@@ -47,6 +47,8 @@ CLASSES = (
 """Label ids of each; the ninth class is everything else. Names only label the table."""
 BLOCK, PERIOD = 8, 4
 SIZE = 64
+POOL = 200
+"""Patches of each class that labels are drawn from, at most."""
 EACH = 60
 """Test patches of each class, at most."""
 LABELS = (5, 20, 100)
@@ -188,12 +190,12 @@ def probed(
 
 
 def centres(label: np.ndarray) -> np.ndarray:
-    """(n, 3) voxels of each class: all that may be learnt from, up to 300, and some to test."""
+    """(n, 3) voxels of each class: all that may be learnt from, up to `POOL`, and some to test."""
     rng = np.random.default_rng(0)
     parts = np.array([part_of(z) for z in range(label.shape[2])])
     found = []
     for k in range(len(CLASSES) + 1):
-        for part, most in (("label", 300), ("test", EACH)):
+        for part, most in (("label", POOL), ("test", EACH)):
             inside = np.argwhere((label == k) & (parts == part))
             found.append(rng.permutation(inside)[:most])
     return np.concatenate(found)
