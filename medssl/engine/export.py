@@ -101,7 +101,7 @@ def export(loaded: LoadedEncoder, to: str, channels: int | None) -> Exported:
     if share < LEAST:
         kind = getattr(getattr(encoder, "config", None), "net", type(encoder).__name__)
         raise WeightsError(
-            f"{share:.0%} of the encoder of {to} is in this {kind} of {len(keys)} weights",
+            f"{share:.0%} of the encoder of {to} is in this {kind}",
             f"pretrain with the net of {to}, see method.net in recipes/pretrain",
         )
     difference = _difference(encoder, target, tensors, loaded.channels, wanted)
