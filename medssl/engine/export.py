@@ -101,7 +101,7 @@ def export(loaded: LoadedEncoder, to: str, channels: int | None) -> Exported:
     if share < LEAST:
         kind = getattr(getattr(encoder, "config", None), "net", type(encoder).__name__)
         raise WeightsError(
-            f"{share:.0%} of the encoder of {to} is in this {kind} of {len(keys)} weights",
+            f"{share:.0%} of the encoder of {to} is in this {kind}",
             f"pretrain with the net of {to}, see method.net in recipes/pretrain",
         )
     difference = _difference(encoder, target, tensors, loaded.channels, wanted)
@@ -110,7 +110,25 @@ def export(loaded: LoadedEncoder, to: str, channels: int | None) -> Exported:
             f"{to} would compute other features (relative difference {difference:.1g})",
             "pretrain with its net",
         )
+    target = dataclasses.replace(target, facts=dict(target.facts) | _seen(target.facts, loaded))
     return Exported(tensors, target.forms(tensors), keys, share, difference, target)
+
+
+def _seen(facts: Mapping[str, Any], loaded: LoadedEncoder) -> dict[str, Any]:
+    """What the encoder saw, for whoever feeds the target."""
+    size = list(loaded.crops.size)
+    found: dict[str, Any] = {
+        "images": "(x, y) or (x, y, z) in RAS+ at the spacing of the store; nnU-Net has z, y, x",
+        "size": size,
+        "window_hu": list(loaded.crops.window),
+    }
+    if "nnssl_adaptation_plan" in facts:
+        seen = {"3d_fullres": {"spacing": None, "patch_size": size}}
+        found["nnssl_adaptation_plan"] = facts["nnssl_adaptation_plan"] | {
+            "pretrain_plan": {"configurations": seen},
+            "recommended_downstream_patchsize": size,
+        }
+    return found
 
 
 def _mapped(

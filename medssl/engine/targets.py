@@ -332,7 +332,7 @@ def _nnunet_decoder(net: resenc.Config) -> dict[str, Tensor]:
 
 
 def _plan(channels: int) -> dict[str, Any]:
-    """What nnU-Net's trainer of pretrained weights asks for beside the weights."""
+    """What nnU-Net's trainer of pretrained weights asks for, beside what the encoder saw."""
     stem = "encoder.stem.convs.0."
     return {
         "architecture_plans": {
@@ -340,9 +340,7 @@ def _plan(channels: int) -> dict[str, Any]:
             "arch_kwargs": None,
             "arch_kwargs_requiring_import": None,
         },
-        "pretrain_plan": {"configurations": {}},
         "pretrain_num_input_channels": channels,
-        "recommended_downstream_patchsize": None,
         "key_to_encoder": "encoder.stages",
         "key_to_stem": "encoder.stem",
         "keys_to_in_proj": [f"{stem}conv", f"{stem}all_modules.0"],

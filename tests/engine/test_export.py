@@ -8,8 +8,9 @@ import torch
 from medssl import api
 from medssl.core.errors import UsageError, WeightsError
 from medssl.engine.encoders import load_encoder
+from medssl.engine.targets import TARGETS
 from medssl.io import weights
-from medssl.nets import resnet
+from medssl.nets import resenc, resnet
 
 RESENC = {"net": "resenc", "axes": 3, "depths": [1, 1, 1], "widths": [4, 6, 8]}
 UNET = {"net": "monai_unet", "axes": 3, "channels": [4, 8, 8], "num_res_units": 2}
@@ -78,6 +79,10 @@ def test_nnunet_has_every_key_of_its_net(pretrained, tmp_path):
         for a, b in zip(net.encoder(x), ours, strict=True):
             assert (a - b).abs().max() <= 1e-5 * b.abs().max()
     assert "torch.save" in done.record["load"]
+    assert done.record["size"] == [8, 8, 8]
+    assert "nnssl_adaptation_plan" not in done.record, "its trainer knows ResEnc-L alone"
+    large = TARGETS["nnunet-resenc"](resenc.Config(), 1)
+    assert large.facts["nnssl_adaptation_plan"]["key_to_stem"] == "encoder.stem"
 
 
 @pytest.mark.parametrize(
