@@ -22,6 +22,10 @@ RUNS = {
     "deepcluster_v2": (20, SMALL | VIEWS | {"method.K": [64, 64], "method.refresh": 10}),
     "groco": (20, SMALL),
     "g_simclr": (20, SMALL),
+    "lvm_med_cpu": (60, {}),
+    "joint_cpu": (60, {}),
+    "lvm_med": (12, SMALL | VIEWS),
+    "joint": (6, {"crops.size": [48, 48, 12], "train.batch": 4, "method.K_intra": 64}),
 }
 
 
