@@ -11,6 +11,7 @@ from . import (
     denoise,
     doctor,
     embed,
+    evaluate,
     export,
     info,
     methods,
@@ -29,7 +30,20 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for verb in (denoise, recon, train, pretrain, embed, probe, export, info, methods, doctor, demo):
+for verb in (
+    denoise,
+    recon,
+    train,
+    pretrain,
+    embed,
+    probe,
+    evaluate,
+    export,
+    info,
+    methods,
+    doctor,
+    demo,
+):
     app.command(verb.__name__.rpartition(".")[2])(getattr(verb, verb.__name__.rpartition(".")[2]))
 app.add_typer(archive.app, name="archive")
 

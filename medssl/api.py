@@ -36,10 +36,12 @@ from medssl.engine.embed import Asked as AskedFeatures
 from medssl.engine.embed import Per
 from medssl.engine.embed import embed as embed_scans
 from medssl.engine.encoders import load_encoder
+from medssl.engine.evaluate import evaluate as evaluate_on
 from medssl.engine.learn import Watch
 from medssl.engine.pretrain import pretrain as pretrain_on
 from medssl.engine.probe import Report
 from medssl.engine.restore import Prepared, Progress, Request, prepare, restore
+from medssl.engine.scored import Asked as AskedScores
 from medssl.engine.steer import Part, Regions, box, checked_strengths
 from medssl.engine.train import train as train_on
 from medssl.engine.wanted import Wanted
@@ -748,6 +750,92 @@ def export(
     line = f"{to}: {found.share:.1%} of its encoder; keys: {counts}; "
     line += f"features differ by {found.difference:.1g}"
     return Export(record, line, files)
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """What `evaluate` gives back."""
+
+    record: Mapping[str, Any]
+    """Numbers of all cases with intervals, then of each case; None where there is none."""
+    table: tuple[str, ...]
+    """The same in a few lines."""
+    warnings: tuple[str, ...]
+    line: str
+    files: tuple[Path, ...] = ()
+
+
+def evaluate(
+    predicted: str | Path,
+    reference: str | Path | None = None,
+    *,
+    task: Literal["seg", "detect"] = "seg",
+    group_by: str | Path | None = None,
+    empty: Literal["skip", "one", "diagonal"] = "skip",
+    tolerance: float = 1.0,
+    maps: Literal["probability", "detection"] = "probability",
+    out: str | Path | None = None,
+    memory: str | None = None,
+    seed: int = 0,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> Evaluation:
+    """Compare predictions with references: overlap and surfaces, or lesions found and missed.
+
+    Intervals are of 95 %, by a bootstrap of patients.
+
+    Args:
+        predicted: Label maps (`seg`) or maps of one class (`detect`): a file or a folder. For
+            `detect` also a folder of NPZ files with a map (`prob` or `softmax`) and a `label`.
+        reference: Label maps on the same grids, with the same names; None with NPZ files.
+        task: `seg` compares labels by value, `detect` regions of a map with lesions.
+        group_by: CSV with columns `case` and `patient`; None takes each case for a patient.
+        empty: What a label is worth that a map lacks: `skip` leaves out what cannot be measured,
+            `one` counts two empty masks as agreement, `diagonal` takes the diagonal of the image as
+            distance where one is empty.
+        tolerance: Of NSD, mm.
+        maps: What `detect` is given: `probability`, reduced to candidates first, or `detection`,
+            candidates with one confidence each.
+        out: JSON file to write.
+        memory: Upper bound such as `4GB`; None means what is free.
+        seed: Of the draws of patients.
+        overwrite: Replace an existing file.
+        progress: Told the stage, how much is done, and how much there is.
+
+    Raises:
+        UsageError: The words of the call cannot be right.
+        InputError: Files that do not fit one another, or hold something else.
+        MemoryLimitError: A map does not fit.
+        OutputError: The report cannot be put where it should go.
+    """
+    where = machine("cpu", memory, None)
+    target = None if out is None else Path(out)
+    source = Path(predicted)
+    asked = AskedScores(task=task, empty=empty, tolerance=tolerance, maps=maps, seed=seed)
+    if target is not None:
+        target = target if target.suffix == ".json" else target.with_name(target.name + ".json")
+        atomic.check_target(target, overwrite=overwrite)
+    done = evaluate_on(
+        source,
+        None if reference is None else Path(reference),
+        None if group_by is None else Path(group_by),
+        asked,
+        Limits(memory=where.memory),
+        progress or _say_nothing,
+    )
+    record = {
+        "GeneratedBy": [{"Name": "medssl", "Version": version("medssl")}],
+        **done.record,
+        "seed": seed,
+        "warnings": list(done.warnings),
+        "versions": versions(),
+    }
+    if target is not None:
+        record["outputs"] = [target.name]
+        sidecar.write(target, plain(record), overwrite=overwrite)
+    line = f"{record['cases']} cases of {record['patients']} patients"
+    files = () if target is None else (target,)
+    return Evaluation(plain(record), done.table, done.warnings, line, files)
 
 
 def _paths(x: str | Path | Sequence[str | Path] | None) -> tuple[Path, ...]:

@@ -21,6 +21,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from medssl.core.boxes import box
+
 AIR = -500.0
 """HU above which something is patient."""
 OUTER, MIDDLE = (0.5, 99.5), 50.0
@@ -151,9 +153,6 @@ def percentiles(
 
 def box_of(inside: NDArray[np.bool_]) -> tuple[tuple[int, int], ...]:
     """First voxel and the one after the last along each axis, of what is True; not empty."""
-    ends = []
-    for axis in range(inside.ndim):
-        others = tuple(a for a in range(inside.ndim) if a != axis)
-        reached = np.flatnonzero(inside.any(others))
-        ends.append((int(reached[0]), int(reached[-1]) + 1))
-    return tuple(ends)
+    found = box(inside)
+    assert found is not None
+    return tuple((part.start, part.stop) for part in found)

@@ -42,7 +42,7 @@ SUFFIXES: dict[str, Kind] = {
     ".tiff": "tiff",
     ".npy": "npy",
 }
-MODES = {"L", "I;16", "I;16B", "I;16L", "I", "F", "RGB", "RGBA", "LA"}
+MODES = {"1", "L", "I;16", "I;16B", "I;16L", "I", "F", "RGB", "RGBA", "LA"}
 JPEG_QUALITY = 95
 logging.getLogger("tifffile").addHandler(logging.NullHandler())  # it prints what we refuse
 COPY_AGAIN = "copy or export the file again"
@@ -209,7 +209,7 @@ def _read_pillow(
         raise InputError("the picture is damaged or cut short", COPY_AGAIN) from error
     if turned.size != picture.size or picture.getexif().get(0x0112, 1) != 1:
         warnings.append("the picture was turned as its EXIF tag says")
-    stored: NDArray[np.generic] = np.asarray(turned)
+    stored: NDArray[np.generic] = np.asarray(turned.convert("L") if turned.mode == "1" else turned)
     if turned.mode in ("LA", "RGBA"):
         alpha = stored[..., -1]
         stored = stored[..., 0] if turned.mode == "LA" else stored[..., :3]

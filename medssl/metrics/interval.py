@@ -11,12 +11,18 @@ standard deviation s of the draws the interval is
 v_i being the variance of draws of level i alone: three pretraining seeds make a wide interval
 exactly if it is they who disagree. Levels of one unit add nothing, which is said elsewhere.
 
+Where only patients are drawn, with all cases of each, and the number is none that adds up (an area
+under a curve), the percentiles of its draws are the interval. Of two arms that were scored on the
+same cases, the difference under the same draws is the paired one.
+
 Reference: Rao, Wu. Resampling inference with complex survey data. JASA 1988. Satterthwaite. An
-approximate distribution of estimates of variance components. Biometrics Bulletin 1946.
+approximate distribution of estimates of variance components. Biometrics Bulletin 1946. Efron,
+Tibshirani. An introduction to the bootstrap. 1993.
 """
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -83,6 +89,48 @@ def interval(
     freedom = total * total / below if below > 0 else math.inf
     reach = spread * float(stats.t.ppf(0.5 + share / 2, max(freedom, 1.0)))
     return Interval(value, value - reach, value + reach)
+
+
+def patients_drawn(
+    patient: NDArray[Any], generator: np.random.Generator, draws: int = DRAWS
+) -> Floats:
+    """How much each case counts in each draw of patients.
+
+    Args:
+        patient: (n,) whose case it is.
+        generator: The source of chance.
+        draws: Of the bootstrap.
+
+    Returns:
+        (draws, n), equal for cases of one patient; (0, n) of a single patient, who says nothing of
+        others.
+    """
+    names, at = np.unique(patient, return_inverse=True)
+    if len(names) < 2:
+        return np.ones((0, len(patient)))
+    return _weights(len(names), draws, generator)[:, at]
+
+
+def percentiles(value: float, drawn: Floats, share: float = 0.95) -> Interval:
+    """A number with the percentiles of its draws; draws that say nothing (NaN) are left out.
+
+    Args:
+        value: Of all cases.
+        drawn: (draws,) the same under each draw.
+        share: Of intervals that hold the truth.
+    """
+    known = drawn[np.isfinite(drawn)]
+    if math.isnan(value) or not known.size:
+        return Interval(value, math.nan, math.nan)
+    low, high = np.quantile(known, [0.5 - share / 2, 0.5 + share / 2])
+    return Interval(value, float(low), float(high))
+
+
+def mean_of(values: Floats, weights: Floats) -> Floats:
+    """(draws,) means of (n,) values under (draws, n) weights; NaN counts for nothing."""
+    there = np.isfinite(values)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.asarray((weights @ np.where(there, values, 0)) / (weights @ there))
 
 
 def _weights(n: int, draws: int, generator: np.random.Generator) -> Floats:
