@@ -96,16 +96,18 @@ def segmentation(
         warnings.append("there is no label but 0, in predictions or references")
     blank = _blank(asked)
     full = [{v: case.get(v, blank) for v in sorted(values)} for case in cases]
-    weights = draws_of(patients, asked.seed, warnings)
-    labels = {v: _summary([case[v] for case in full], weights) for v in sorted(values)}
+    weights, n_patients = draws_of(patients, asked.seed, warnings), len(set(patients))
+    labels = {v: _summary([case[v] for case in full], weights, n_patients) for v in sorted(values)}
     record = {
         "task": "seg",
         "cases": len(pairs),
-        "patients": len(set(patients)),
+        "patients": n_patients,
         "empty": asked.empty,
         "tolerance_mm": asked.tolerance,
         "labels": labels,
-        "mean": _summary([_mean_label(case) for case in full], weights) if values else {},
+        "mean": _summary([_mean_label(case) for case in full], weights, n_patients)
+        if values
+        else {},
         "case": [
             {"case": name, "patient": patient, "labels": case}
             for name, patient, case in zip(names, patients, full, strict=True)
@@ -161,13 +163,15 @@ def _mean(values: Sequence[float]) -> float:
     return float(np.mean(known)) if known else math.nan
 
 
-def _summary(rows: Sequence[Mapping[str, float]], weights: Floats) -> dict[str, Any]:
+def _summary(
+    rows: Sequence[Mapping[str, float]], weights: Floats, n_patients: int
+) -> dict[str, Any]:
     """Means over cases with intervals, and how many cases each mean is of."""
     found: dict[str, Any] = {}
     for name in rows[0]:
         values = np.array([row[name] for row in rows])
         known = int(np.isfinite(values).sum())
-        value = percentiles(_mean(values.tolist()), mean_of(values, weights))
+        value = percentiles(_mean(values.tolist()), mean_of(values, weights), n_patients)
         found[name] = spelt(value) | {"cases": known, "left_out": len(rows) - known}
         if not known:
             found[name]["reason"] = "no case has what it is counted on; see --empty"

@@ -94,8 +94,18 @@ def lesions(
     tell("look for lesions", len(sources), len(sources))
     weights = draws_of(patients, asked.seed, warnings)
     numbers = _numbers(
-        np.array(scores), np.array(positive), rows, np.array(of_case, np.int64), weights
+        np.array(scores),
+        np.array(positive),
+        rows,
+        np.array(of_case, np.int64),
+        weights,
+        len(set(patients)),
     )
+    lost = numbers.pop("draws_of_one_class")
+    if lost and "auroc" not in numbers["reasons"]:
+        warnings.append(
+            f"{lost} of {len(weights)} draws of patients hold one class and are left out of AUROC"
+        )
     record = {
         "task": "detect",
         **numbers,
@@ -196,28 +206,31 @@ def _numbers(
     rows: Sequence[detection.Row],
     of_case: NDArray[np.int64],
     weights: Floats,
+    n_patients: int,
 ) -> dict[str, Any]:
-    """Areas and rates with intervals; a number that does not exist has a reason."""
+    """Areas and rates with intervals; a number that does not exist has a reason.
+
+    Args:
+        scores: (cases,).
+        positive: (cases,) whether there is a lesion.
+        rows: Of all cases.
+        of_case: (rows,) index of the case.
+        weights: (draws, cases) how much each case counts in each draw.
+        n_patients: Of all cases.
+    """
     confidence = np.array([row.confidence for row in rows])
     lesion = np.array([row.lesion for row in rows], bool)
-    each = weights[:, of_case]
-    area = percentiles(
-        float(detection.auroc(scores, positive)[0]), detection.auroc(scores, positive, weights)
-    )
-    precision = percentiles(
-        float(detection.average_precision(confidence, lesion)[0]),
-        detection.average_precision(confidence, lesion, each),
-    )
-    both = percentiles(
-        (area.value + precision.value) / 2,
-        (
-            detection.auroc(scores, positive, weights)
-            + detection.average_precision(confidence, lesion, each)
-        )
-        / 2,
-    )
-    found = detection.froc(confidence, lesion, len(scores))[0]
-    drawn = detection.froc(confidence, lesion, weights.sum(1), each)
+
+    def under(w: Floats) -> dict[str, Floats]:
+        each = w[:, of_case]
+        area = detection.auroc(scores, positive, w)
+        precision = detection.average_precision(confidence, lesion, each)
+        found = detection.froc(confidence, lesion, w.sum(1), each)
+        by_rate = {f"froc {k}": found[:, k] for k in range(found.shape[1])}
+        return {"auroc": area, "ap": precision, "score": (area + precision) / 2, **by_rate}
+
+    once, drawn = under(np.ones((1, len(scores)))), under(weights)
+    numbers = {k: percentiles(float(v[0]), drawn[k], n_patients) for k, v in once.items()}
     reasons = {}
     if positive.all() or not positive.any():
         which = "every" if positive.all() else "no"
@@ -226,18 +239,17 @@ def _numbers(
         reasons["ap"] = reasons["froc"] = "no case has a lesion that could be found"
     if reasons:
         reasons["score"] = "; ".join(dict.fromkeys(reasons.values()))
+    areas: dict[str, Any] = {}
+    for name in ("auroc", "ap", "score"):
+        areas |= {name: numbers[name].value, f"{name}_interval": numbers[name].ends}
     return {
-        "auroc": area.value,
-        "auroc_interval": (area.low, area.high),
-        "ap": precision.value,
-        "ap_interval": (precision.low, precision.high),
-        "score": both.value,
-        "score_interval": (both.low, both.high),
+        **areas,
         "froc": [
-            {"false_positives_per_case": at} | spelt(percentiles(float(value), drawn[:, k]))
-            for k, (at, value) in enumerate(zip(detection.FALSE_POSITIVES, found, strict=True))
+            {"false_positives_per_case": at} | spelt(numbers[f"froc {k}"])
+            for k, at in enumerate(detection.FALSE_POSITIVES)
         ],
         "reasons": reasons,
+        "draws_of_one_class": int(np.isnan(drawn["auroc"]).sum()),
     }
 
 

@@ -12,12 +12,13 @@ v_i being the variance of draws of level i alone: three pretraining seeds make a
 exactly if it is they who disagree. Levels of one unit add nothing, which is said elsewhere.
 
 Where only patients are drawn, with all cases of each, and the number is none that adds up (an area
-under a curve), the percentiles of its draws are the interval. Of two arms that were scored on the
-same cases, the difference under the same draws is the paired one.
+under a curve), percentiles of its draws are the interval, for n patients those at
+:math:`\Phi(\pm t_{n-1})` in place of 2.5 and 97.5: few patients know little of the spread, too. Of
+two arms that were scored on the same cases, the difference under the same draws is the paired one.
 
 Reference: Rao, Wu. Resampling inference with complex survey data. JASA 1988. Satterthwaite. An
-approximate distribution of estimates of variance components. Biometrics Bulletin 1946. Efron,
-Tibshirani. An introduction to the bootstrap. 1993.
+approximate distribution of estimates of variance components. Biometrics Bulletin 1946. Hesterberg.
+What teachers should know about the bootstrap. American Statistician 2015.
 """
 
 import math
@@ -41,6 +42,11 @@ class Interval:
     value: float
     low: float
     high: float
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        """Both ends."""
+        return self.low, self.high
 
     @property
     def text(self) -> str:
@@ -111,18 +117,20 @@ def patients_drawn(
     return _weights(len(names), draws, generator)[:, at]
 
 
-def percentiles(value: float, drawn: Floats, share: float = 0.95) -> Interval:
-    """A number with the percentiles of its draws; draws that say nothing (NaN) are left out.
+def percentiles(value: float, drawn: Floats, n: int, share: float = 0.95) -> Interval:
+    """A number with percentiles of its draws; draws that say nothing (NaN) are left out.
 
     Args:
         value: Of all cases.
         drawn: (draws,) the same under each draw.
+        n: Patients that were drawn of.
         share: Of intervals that hold the truth.
     """
     known = drawn[np.isfinite(drawn)]
-    if math.isnan(value) or not known.size:
+    if math.isnan(value) or not known.size or n < 2:
         return Interval(value, math.nan, math.nan)
-    low, high = np.quantile(known, [0.5 - share / 2, 0.5 + share / 2])
+    outside = float(stats.norm.cdf(stats.t.ppf(0.5 - share / 2, n - 1)))
+    low, high = np.quantile(known, [outside, 1 - outside])
     return Interval(value, float(low), float(high))
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from medssl.metrics.interval import interval
+from medssl.metrics.interval import interval, mean_of, patients_drawn, percentiles
 
 SPREADS = {
     "seeds agree": (0.0, 0.02, 0.1),
@@ -55,3 +55,55 @@ def test_one_of_each_has_no_interval():
     assert found.value == 1
     assert np.isnan(found.low)
     assert found.text == "1.000"
+
+
+def clustered(rng, n_patients=25, effect=0.0):
+    """Scores of 1 to 4 cases of each patient, who are alike, and whose they are."""
+    patient = np.repeat(np.arange(n_patients), rng.integers(1, 5, n_patients))
+    own = rng.normal(0.6, 0.1, n_patients)[patient]
+    return own + effect + rng.normal(0, 0.05, patient.size), patient
+
+
+@pytest.mark.parametrize("n", [8, 25])
+def test_coverage_when_patients_are_drawn(n):
+    rng = np.random.default_rng(4)
+    trials, held, naive = 500, 0, 0
+    for _ in range(trials):
+        values, patient = clustered(rng, n)
+        weights = patients_drawn(patient, rng, 400)
+        found = percentiles(values.mean(), mean_of(values, weights), n)
+        held += found.low <= 0.6 <= found.high
+        alone = patients_drawn(np.arange(values.size), rng, 400)
+        found = percentiles(values.mean(), mean_of(values, alone), values.size)
+        naive += found.low <= 0.6 <= found.high
+    assert 0.92 <= held / trials <= 0.98
+    assert naive < held
+
+
+def test_a_paired_difference_is_narrower():
+    rng = np.random.default_rng(5)
+    first, patient = clustered(rng)
+    second = first + 0.02 + rng.normal(0, 0.01, first.size)
+    weights = patients_drawn(patient, rng)
+    other = patients_drawn(patient, rng)
+    paired = percentiles(0.02, mean_of(second - first, weights), 25)
+    unpaired = percentiles(0.02, mean_of(second, weights) - mean_of(first, other), 25)
+    assert paired.high - paired.low < (unpaired.high - unpaired.low) / 3
+    assert paired.low > 0 > unpaired.low
+
+
+def test_draws_repeat_and_keep_cases_of_a_patient_together():
+    patient = ["b", "a", "b", "c"]
+    one, two = (patients_drawn(patient, np.random.default_rng(0)) for _ in range(2))
+    assert np.array_equal(one, two)
+    assert np.array_equal(one[:, 0], one[:, 2])
+    assert one.shape == (2000, 4)
+    assert patients_drawn(["a", "a"], np.random.default_rng(0)).shape == (0, 2)
+
+
+def test_what_says_nothing_is_left_out():
+    values = np.array([0.2, np.nan, 0.4])
+    assert mean_of(values, np.array([[1.0, 5, 1], [0, 1, 0]]))[0] == pytest.approx(0.3)
+    found = percentiles(0.3, mean_of(values, np.array([[1.0, 5, 1], [0, 1, 0]])), 3)
+    assert found.low == found.high == pytest.approx(0.3)
+    assert np.isnan(percentiles(0.3, np.zeros(0), 3).low)
