@@ -96,18 +96,18 @@ def segmentation(
         warnings.append("there is no label but 0, in predictions or references")
     blank = _blank(asked)
     full = [{v: case.get(v, blank) for v in sorted(values)} for case in cases]
-    weights, n_patients = draws_of(patients, asked.seed, warnings), len(set(patients))
-    labels = {v: _summary([case[v] for case in full], weights, n_patients) for v in sorted(values)}
+    weights, whose = draws_of(patients, asked.seed, warnings), np.array(patients)
+    labels = {v: _summary([case[v] for case in full], weights, whose) for v in sorted(values)}
+    each = [_mean_label(case) for case in full if case]
+    over_labels = _summary(each, weights, whose) if each else {}
     record = {
         "task": "seg",
         "cases": len(pairs),
-        "patients": n_patients,
+        "patients": len(set(patients)),
         "empty": asked.empty,
         "tolerance_mm": asked.tolerance,
         "labels": labels,
-        "mean": _summary([_mean_label(case) for case in full], weights, n_patients)
-        if values
-        else {},
+        "mean": over_labels,
         "case": [
             {"case": name, "patient": patient, "labels": case}
             for name, patient, case in zip(names, patients, full, strict=True)
@@ -164,13 +164,14 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def _summary(
-    rows: Sequence[Mapping[str, float]], weights: Floats, n_patients: int
+    rows: Sequence[Mapping[str, float]], weights: Floats, whose: NDArray[np.str_]
 ) -> dict[str, Any]:
     """Means over cases with intervals, and how many cases each mean is of."""
     found: dict[str, Any] = {}
     for name in rows[0]:
         values = np.array([row[name] for row in rows])
         known = int(np.isfinite(values).sum())
+        n_patients = len(np.unique(whose[np.isfinite(values)]))
         value = percentiles(_mean(values.tolist()), mean_of(values, weights), n_patients)
         found[name] = spelt(value) | {"cases": known, "left_out": len(rows) - known}
         if not known:
