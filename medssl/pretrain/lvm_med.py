@@ -19,8 +19,10 @@ how far the best matching is from the identity,
 the mean over graphs and pairs of views, with w the weight of edges, Gumbel noise on c, and the
 gradient of implicit maximum likelihood (`nets.matching`).
 
-Departs from the paper: the solver is our own; noise is small (the matching drowns in the paper's)
-and fades with the training; graphs can be of neighbouring slices of one volume, the hard case.
+Departs from the paper: the solver is our own; edges that are short beside z count by their length,
+without which second order was not seen to learn; noise is small (the matching drowns in the
+paper's) and fades with the training; graphs can be of neighbouring slices of one volume, the hard
+case.
 Needs: views with their places. The loss is a number of wrong matches: it can be 0 and may jump.
 Reference: Nguyen et al. LVM-Med: Learning Large-Scale Self-Supervised Vision Models for Medical
 Imaging via Second-order Graph Matching. NeurIPS 2023.
@@ -61,8 +63,10 @@ class Config:
     order: Literal[1, 2] = 2
     """1 leaves the affinities of edges out: what the paper compares with."""
     edge: float = 1.0
-    """Weight of the affinities of edges. The paper has 1, with which small nets and batches
-    were not seen to learn; 1 / (2 k) lets the edges of a vertex weigh together what it weighs."""
+    """Weight of the affinities of edges."""
+    short: float = 1.0
+    """Length of an edge, over that of z, below which its direction fades; the paper has 0. The
+    gradient of a direction grows as 1 over its length, and nearest neighbours are short edges."""
     beta: float = 0.05
     """Gumbel noise on affinities in the beginning, 0 in the end; the paper has 1."""
     lambda_: float = 80.0
@@ -91,6 +95,8 @@ class Config:
             raise UsageError(f"alpha is {self.alpha:g}", "give a share from 0 to 1")
         if min(self.gamma) < 1:
             raise UsageError(f"gamma is {list(self.gamma)}", "compare 1 cell or more")
+        if self.short < 0:
+            raise UsageError(f"short is {self.short:g}", "give 0 or more")
         if self.beta < 0 or not self.lambda_ > 0:
             raise UsageError(
                 f"beta is {self.beta:g} and lambda_ {self.lambda_:g}",
@@ -213,9 +219,7 @@ class LVMMed(Encoder):
             e_s, e_t = s.edges, t.edges
         else:
             e_s, e_t = s.edges[:, :0], t.edges[:, :0]
-        c_e = c.edge * (
-            normalize(_along(s.z, e_s), dim=-1) @ normalize(_along(t.z, e_t), dim=-1).mT
-        )
+        c_e = c.edge * (_directions(s.z, e_s, c.short) @ _directions(t.z, e_t, c.short).mT)
         return perturbed_match(
             c_v,
             c_e,
@@ -265,6 +269,13 @@ def _along(z: Tensor, edges: Tensor) -> Tensor:
     """
     ends = one_hot(edges, z.shape[1]).to(z)
     return (ends[:, :, 0] - ends[:, :, 1]) @ z
+
+
+def _directions(z: Tensor, edges: Tensor, short: float) -> Tensor:
+    """Directions (g, E, F) of edges, of length 1 unless an edge is short beside z."""
+    along = _along(z, edges)
+    least = short * z.detach().norm(dim=-1).mean(-1)[:, None, None]
+    return along / along.norm(dim=-1, keepdim=True).clamp_min(TINY).maximum(least)
 
 
 def _local(s: _Graphs, t: _Graphs, gamma: int) -> Tensor:

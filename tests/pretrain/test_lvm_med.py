@@ -13,7 +13,7 @@ from medssl.core.errors import UsageError
 from medssl.core.random import stream
 from medssl.engine.fit import fit
 from medssl.nets import resnet
-from medssl.pretrain.lvm_med import Config, _centres, _local, _parts
+from medssl.pretrain.lvm_med import Config, _centres, _directions, _local, _parts
 
 NET = resnet.Config(width=4, depths=(1, 1), bottleneck=False, stem="small")
 SMALL = Config(net=NET, small=0, width=12, gamma=(4, 2), n=8, k=3)
@@ -117,7 +117,7 @@ def test_noise_fades_and_comes_from_the_generator():
 
 
 def test_slices_learn_to_find_their_other_view():
-    method = built(replace(SMALL, n=16, k=5, edge=0.1), seed=1)
+    method = built(replace(SMALL, n=16, k=5), seed=1)
     unseen = [views(16, seed=100 + k, noise=0.7) for k in range(4)]
 
     def found():
@@ -127,6 +127,18 @@ def test_slices_learn_to_find_their_other_view():
     before = found()
     fit(method.train(), [views(16, seed=k, noise=0.7) for k in range(60)], Train(steps=60, lr=3e-3))
     assert found() > before + 0.1
+
+
+def test_edges_between_equal_vertices_have_no_gradient_to_speak_of():
+    z = torch.randn(1, 4, 6, dtype=torch.float64, generator=stream(0, "z"))
+    z[:, 1] = z[:, 0] * (1 + 1e-14)
+    z.requires_grad_()
+    edges = torch.tensor([[[0, 1], [0, 2], [2, 3]]])
+    found = _directions(z, edges, 1.0)
+    found.sum().backward()
+    assert float(z.grad.abs().max()) < 10 / float(z.detach().norm(dim=-1).min())
+    far = _directions(z.detach(), edges, 0.0).norm(dim=-1)
+    assert torch.allclose(far[:, 1:], torch.ones_like(far[:, 1:]))
 
 
 def test_what_batches_must_hold():

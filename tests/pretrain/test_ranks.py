@@ -34,6 +34,8 @@ CASES = {
     ),
     "groco": ("groco", {"K": 4, "hidden": 12, "out": 6, "views": 3}),
     "g_simclr": ("g_simclr", {"clusters": 8, "first": 0.5, "sigma": 0.0, "refresh": 1, "out": 6}),
+    "spark": ("spark", {"decoder_width": 8}),
+    "lvm_med": ("lvm_med", {"n": 4, "k": 2, "width": 8, "beta": 0.0, "small": 1}),
 }
 
 
