@@ -20,6 +20,7 @@ from medssl.core.errors import InputError, MedsslError, QualityError, UsageError
 from medssl.core.geometry import Geometry
 from medssl.core.image import Image, Stored
 from medssl.core.kspace import KSpace
+from medssl.core.progress import Progress
 from medssl.core.run import Run, plain, versions
 from medssl.data import archive
 from medssl.data.jobs import cores
@@ -40,7 +41,7 @@ from medssl.engine.evaluate import evaluate as evaluate_on
 from medssl.engine.learn import Watch
 from medssl.engine.pretrain import pretrain as pretrain_on
 from medssl.engine.probe import Report
-from medssl.engine.restore import Prepared, Progress, Request, prepare, restore
+from medssl.engine.restore import Prepared, Request, prepare, restore
 from medssl.engine.scored import Asked as AskedScores
 from medssl.engine.steer import Part, Regions, box, checked_strengths
 from medssl.engine.train import train as train_on

@@ -10,8 +10,8 @@ import torch
 
 from medssl import api
 from medssl.core.errors import OutputError
+from medssl.core.progress import Progress
 from medssl.core.random import stream
-from medssl.engine.restore import Progress
 from medssl.io import atomic, example_series
 from medssl.io.read import read
 from medssl.physics.low_dose import simulate_low_dose

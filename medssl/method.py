@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from medssl.core.batch import Acquired, Noisy, Views
+from medssl.nets import norms
 
 Batch = TypeVar("Batch")
 """What one step of a method sees: `Noisy`, `Acquired`, `Views`, ..."""
@@ -312,3 +313,33 @@ class Encoder(Method[Views]):
             generator: The source of chance.
         """
         del bank, index, generator
+
+
+class Masked(Encoder):
+    """An encoder that sees images in part while it learns, and its norms with it.
+
+    Args:
+        encoder: The net that is kept.
+    """
+
+    calibrated: Tensor
+
+    def __init__(self, encoder: nn.Module) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.register_buffer("calibrated", torch.tensor(not norms.has_moments(encoder)))
+
+    def after_step(self, progress: float) -> None:
+        """The moments of the norms are those of masked images from now on."""
+        del progress
+        self.calibrated.fill_(not norms.has_moments(self.encoder))
+
+    @property
+    def needs_calibration(self) -> bool:
+        """Whether the moments of the norms are those of masked images."""
+        return not bool(self.calibrated)
+
+    def calibrate(self, images: Iterable[Tensor]) -> None:
+        """Replace the moments of the norms by those of whole images (B, C, *S)."""
+        norms.calibrate(self.encoder, self.features, images)
+        self.calibrated.fill_(True)

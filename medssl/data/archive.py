@@ -41,6 +41,7 @@ from medssl.core.errors import (
     UsageError,
     printable,
 )
+from medssl.core.progress import Progress
 from medssl.data.jobs import begin, cores
 from medssl.data.parts import File, Parts
 from medssl.data.rows import PUBLIC, Keys, dicom_row, flag_words, head_row, refused_row
@@ -123,7 +124,6 @@ it is a study that follows its patients."""
 TOLERANCE = 1e-4
 """Up to which direction cosines are equal."""
 
-Progress = Callable[[str, int, int], None]
 Rows = list[tuple[Any, ...]]
 Look = Callable[[list[File]], Rows]
 Listed = tuple[bytes, int, int]

@@ -12,7 +12,7 @@ or volume out, a line that is removed lets it in if it can be read at all.
 import contextlib
 import dataclasses
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import permutations
 from pathlib import Path
@@ -30,6 +30,7 @@ from medssl.core.errors import (
     UsageError,
 )
 from medssl.core.image import Image
+from medssl.core.progress import Progress
 from medssl.data.archive import SeriesRow, groups, split
 from medssl.data.duplicates import (
     Link,
@@ -96,7 +97,6 @@ EXACT = 2**24
 """Whole numbers below it are exact in the reader's float32."""
 SLAB = 16
 """Slices that are turned at once."""
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, kw_only=True)

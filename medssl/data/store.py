@@ -304,6 +304,16 @@ def read_rows(store: Path, *, heavy: bool = True) -> list[Row]:
     return sorted(rows, key=lambda r: r.key)
 
 
+def slice_hashes(store: Path) -> dict[str, bytes]:
+    """The hashes of the slices of each volume, by key; nothing else of the table is read.
+
+    Raises:
+        InputError: Missing or damaged.
+    """
+    columns = read_parquet(store / TABLE, ["key", "slices"])
+    return dict(zip(columns["key"], columns["slices"], strict=True))
+
+
 def write_manifest(store: Path, facts: dict[str, Any]) -> None:
     """Write what the store as a whole says of itself; written last, it makes the store one.
 

@@ -23,7 +23,7 @@ from medssl.core.batch import Views
 from medssl.core.random import stream
 from medssl.data.duplicates import unpacked
 from medssl.data.sampler import repeats
-from medssl.data.store import Store, Volume, read_rows
+from medssl.data.store import Store, Volume, slice_hashes
 
 DRAWS = 6
 """How often a crop is drawn anew before an emptier one is taken."""
@@ -103,6 +103,31 @@ def normalised(array: NDArray[Any], volume: Volume, crops: Crops) -> Tensor:
     return (x.clamp(low, high) - volume.mean) / max(volume.sd, 1e-6 * max(abs(volume.mean), 1.0))
 
 
+def finite(image: Tensor, channels: int) -> Tensor:
+    """An image (C, *S) that was normalised, 0 where it is not finite.
+
+    Args:
+        image: What `normalised` gave.
+        channels: That are wanted: grey images are repeated, colours averaged.
+    """
+    image = torch.nan_to_num(image, nan=0.0, posinf=0.0, neginf=0.0)
+    if len(image) == channels:
+        return image
+    return image.mean(0, keepdim=True).expand(channels, *image.shape[1:])
+
+
+def filled_up(image: Tensor, size: tuple[int, ...]) -> Tensor:
+    """An image (C, *S) with zeros beyond its ends, (C, *size)."""
+    short = [n - m for n, m in zip(size, image.shape[1:], strict=True)]
+    return pad(image, [v for n in reversed(short) for v in (0, n)]) if any(short) else image
+
+
+def foreground_share(voxels: NDArray[Any], volume: Volume) -> float:
+    """Of voxels (C, *S) of a volume that are foreground."""
+    least = BODY if volume.modality == CT else volume.percentiles[0]
+    return float((voxels >= least).any(axis=0).mean())
+
+
 def thick_axis(volume: Volume) -> int:
     """The axis of slices: that of the largest spacing, and Z where none stands out."""
     spacing, sides = volume.spacing, volume.shape[1:]
@@ -166,7 +191,7 @@ def balanced(found: Sequence[Item], store: Store) -> list[Item]:
 def _slices(store: Store, volumes: Sequence[Volume], cut: Cut, crops: Crops) -> list[Item]:
     """Slices in the foreground that differ from the last one kept, or starts of runs of them."""
     first = np.cumsum([0, *(max(v.shape[1:]) for v in store.volumes)])
-    hashes = {r.key: unpacked(r.slices) for r in read_rows(store.path)} if crops.thin_bits else {}
+    hashes = slice_hashes(store.path) if crops.thin_bits else {}
     found = []
     for v in volumes:
         axis = thick_axis(v)
@@ -176,10 +201,10 @@ def _slices(store: Store, volumes: Sequence[Volume], cut: Cut, crops: Crops) -> 
                 starts = range(0, v.shape[1 + axis] - cut.neighbours + 1, cut.neighbours)
                 found += [Item(int(first[v.index]) + z, v.index, z) for z in starts]
             continue
-        bits, last = hashes.get(v.key), None
-        known = axis == 2 and bits is not None and len(bits) == v.shape[3]
+        bits, last = unpacked(hashes.get(v.key, b"")), None
+        known = axis == 2 and len(bits) == v.shape[3]
         for z in range(low, high):
-            if known and bits is not None:
+            if known:
                 if last is not None and int((bits[z] != last).sum()) <= crops.thin_bits:
                     continue
                 last = bits[z]
@@ -306,14 +331,13 @@ class Cutter:
         part = frame.read(self.source, box)
         steps = tuple(slice(None, None, max(1, n // 32)) for n in part.shape[1:])
         some = part[(slice(None), *steps)]
-        least = BODY if volume.modality == CT else volume.percentiles[0]
-        return float((some >= least).any(axis=0).mean())
+        return foreground_share(some, volume)
 
     def _cut(self, frame: "_Frame", box: "_Box", size: tuple[int, ...]) -> tuple[Tensor, Tensor]:
         """A part at another size: the image (C, *size), and where it is valid (1, *size)."""
         x = normalised(frame.read(self.source, box), frame.volume, self.crops)
         valid = torch.isfinite(x).all(0, keepdim=True)
-        x = _channels(torch.nan_to_num(x, nan=0.0, posinf=0.0, neginf=0.0), self.cut.channels)
+        x = finite(x, self.cut.channels)
         n_mixed = len(size) - int(frame.stack)
         target = tuple(
             min(n, e) if exact and not (self.crops.whole and k < n_mixed) else n
@@ -321,11 +345,7 @@ class Cutter:
         )
         x = resized(x, target)
         valid = resized(valid.float(), target) > 0.5
-        short = [n - m for n, m in zip(size, x.shape[1:], strict=True)]
-        if any(short):
-            ends = [v for n in reversed(short) for v in (0, n)]
-            x, valid = pad(x, ends), pad(valid, ends)
-        return x, valid
+        return filled_up(x, size), filled_up(valid, size)
 
 
 @dataclass(frozen=True)
@@ -554,14 +574,6 @@ def assembled(
         generator=generator,
         progress=progress,
     )
-
-
-def _channels(image: Tensor, channels: int) -> Tensor:
-    """Grey images repeated, colours averaged."""
-    if len(image) == channels:
-        return image
-    grey = image.mean(0, keepdim=True)
-    return grey.expand(channels, *image.shape[1:])
 
 
 def _number(group: str) -> int:

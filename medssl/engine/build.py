@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -63,3 +64,9 @@ def encoder(recipe: Recipe) -> tuple[Encoder, dict[str, Any]]:
     made, settled = build(recipe)
     assert isinstance(made, Encoder)
     return made, settled
+
+
+def channels(settled: Mapping[str, Any]) -> int:
+    """Of the images that an encoder with these settings takes."""
+    net = settled.get("net", {})
+    return int(net.get("in_channels", 1)) if isinstance(net, Mapping) else 1

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Generic
 
+from medssl.core.progress import Progress
 from medssl.engine.archive import Archive, Look
 from medssl.engine.device import Machine
 from medssl.engine.wanted import Wanted
@@ -12,9 +13,6 @@ from medssl.engine.weights import Compared
 from medssl.io.folder import Found
 from medssl.io.limits import Limits
 from medssl.method import Batch, Method
-
-Progress = Callable[[str, int, int], None]
-"""Told the stage, how much is done, and how much there is."""
 
 
 class Course(ABC, Generic[Look, Batch]):

@@ -1,6 +1,5 @@
 """Where the work runs, and how much memory it may take."""
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -9,6 +8,7 @@ import psutil
 import torch
 
 from medssl.core.errors import MemoryLimitError, UsageError
+from medssl.data.jobs import cores
 
 MIB = 2**20
 UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
@@ -52,7 +52,7 @@ def machine(device: str = "auto", memory: str | None = None, threads: int | None
     """
     if threads is not None and threads < 1:
         raise UsageError(f"--threads is {threads}", "give 1 or more")
-    count = threads or _cores()
+    count = threads or cores()
     torch.set_num_threads(count)
     return Machine(_device(device), None if memory is None else n_bytes(memory), count)
 
@@ -103,11 +103,3 @@ def _device(name: str) -> torch.device:
     elif device.type != "cpu":
         raise UsageError(f"--device is {name!r}", "use auto, cpu, cuda, cuda:1 or mps")
     return device
-
-
-def _cores() -> int:
-    """Cores that this process may use."""
-    try:
-        return len(os.sched_getaffinity(0))
-    except AttributeError:  # macOS and Windows have no affinity
-        return os.cpu_count() or 1

@@ -11,14 +11,20 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn.functional import pad
 
 from medssl.config import Crops
 from medssl.core.errors import InputError, MedsslError, MemoryLimitError, UsageError, naming
+from medssl.core.progress import Progress
 from medssl.data.store import Store, Volume, is_store
-from medssl.data.views import BODY, CT, normalised, resized, thick_axis
+from medssl.data.views import (
+    filled_up,
+    finite,
+    foreground_share,
+    normalised,
+    resized,
+    thick_axis,
+)
 from medssl.engine.archive import groups_of, short
-from medssl.engine.course import Progress
 from medssl.engine.device import Machine
 from medssl.engine.encoders import LoadedEncoder, volumes_of
 from medssl.io.features import Features
@@ -217,24 +223,16 @@ def _cut(
     for corner in corners:
         part = tuple(slice(a, a + n) for a, n in zip(corner, extent, strict=True))
         voxels = array[(slice(None), *part)]
-        x = torch.nan_to_num(normalised(voxels, volume, crops), nan=0.0, posinf=0.0, neginf=0.0)
-        if len(x) != channels:
-            x = x.mean(0, keepdim=True).expand(channels, *x.shape[1:])
+        x = finite(normalised(voxels, volume, crops), channels)
         x = resized(x, size) if crops.whole else x
-        ends = [
-            v
-            for n, m in zip(reversed(size), reversed(x.shape[1:]), strict=True)
-            for v in (0, n - m)
-        ]
         start = dict(zip(order, corner, strict=True))
         if slice_at is not None:
             start[slice_at[0]] = slice_at[1]
-        least = BODY if volume.modality == CT else volume.percentiles[0]
         yield Window(
-            image=pad(x, ends),
+            image=filled_up(x, size),
             slice=None if slice_at is None else slice_at[1],
             start=(start[0], start[1], start[2]),
-            share=float((voxels >= least).any(axis=0).mean()),
+            share=foreground_share(voxels, volume),
         )
 
 

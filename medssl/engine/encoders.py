@@ -16,7 +16,7 @@ from medssl.core.image import Image
 from medssl.data.foreground import measure
 from medssl.data.prepare import canonical
 from medssl.data.store import Volume
-from medssl.engine.build import encoder
+from medssl.engine.build import channels, encoder
 from medssl.engine.checkpoint import fill
 from medssl.engine.weights import task_of
 from medssl.io import weights as files
@@ -49,8 +49,7 @@ class LoadedEncoder:
     @property
     def channels(self) -> int:
         """Of the images that it takes."""
-        net = self.settled.get("net", {})
-        return int(net.get("in_channels", 1)) if isinstance(net, Mapping) else 1
+        return channels(self.settled)
 
     def untrained(self, seed: int) -> Encoder:
         """The same method with weights that are drawn anew."""

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from medssl.core.errors import UsageError
-from medssl.engine.course import Progress
+from medssl.core.progress import Progress
 from medssl.engine.label_scores import segmentation
 from medssl.engine.lesion_scores import lesions
 from medssl.engine.scored import Asked, Evaluated

@@ -23,15 +23,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, one_hot, pad
+from torch.nn.functional import cross_entropy, one_hot
 from torch.utils.flop_counter import FlopCounterMode
 
 from medssl.config import Crops, Train
 from medssl.core.batch import Views
 from medssl.core.errors import InputError, UsageError
+from medssl.core.progress import Progress
 from medssl.core.random import stream
-from medssl.data.views import pattern
-from medssl.engine.course import Progress
+from medssl.data.views import filled_up, pattern
 from medssl.engine.device import Machine
 from medssl.engine.embed import starts
 from medssl.engine.encoders import LoadedEncoder
@@ -362,17 +362,11 @@ def _crop(cases: Sequence[Case], crops: Crops, generator: torch.Generator) -> _D
         start = min(max(0, centre - below(size)), max(0, side - size))
         part.append(slice(start, start + size))
     image, label = case.image[(slice(None), *part)], case.label[tuple(part)]
-    image, label = _padded(image, crops.size), _padded(label[None], crops.size)[0]
+    image, label = filled_up(image, crops.size), filled_up(label[None], crops.size)[0]
     turned = [
         k for k in range(label.ndim) if float(torch.rand((), generator=generator)) < crops.flip
     ]
     return _Drawn(image.flip([k + 1 for k in turned]), label.flip(turned))
-
-
-def _padded(image: Tensor, size: tuple[int, ...]) -> Tensor:
-    """(C, *size), zeros beyond the ends."""
-    short = [n - m for n, m in zip(size, image.shape[1:], strict=True)]
-    return pad(image, [v for n in reversed(short) for v in (0, n)])
 
 
 @torch.no_grad()
@@ -410,7 +404,7 @@ def _guess(method: Segmenter, image: Tensor, crops: Crops, device: torch.device)
     ]
     n = BATCH[len(sides)]
     for some in (parts[k : k + n] for k in range(0, len(parts), n)):
-        windows = [_padded(image[(slice(None), *part)], crops.size) for part in some]
+        windows = [filled_up(image[(slice(None), *part)], crops.size) for part in some]
         guesses = method.net(torch.stack(windows).to(device)).softmax(1).cpu()
         for part, p in zip(some, guesses, strict=True):
             inside = tuple(slice(0, s.stop - s.start) for s in part)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from medssl.core.boxes import box
 from medssl.core.errors import naming
-from medssl.engine.course import Progress
+from medssl.core.progress import Progress
 from medssl.engine.scored import (
     Asked,
     Evaluated,

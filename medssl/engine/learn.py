@@ -10,10 +10,10 @@ from typing import Any
 import torch
 
 from medssl.core.errors import MedsslError, MemoryLimitError, WeightsError, naming
+from medssl.core.progress import Progress
 from medssl.core.ranks import rank, total, world
 from medssl.core.run import versions
 from medssl.engine.checkpoint import pack, unpack
-from medssl.engine.course import Progress
 from medssl.engine.device import Machine
 from medssl.engine.distributed import whole_state
 from medssl.engine.fit import Fitting, go_on
@@ -54,7 +54,6 @@ class Journey:
     stop: Stop
     watch: Watch | None = None
     warnings: list[str] = field(default_factory=list)
-    skipped_before: int = 0
     seen_at: tuple[int, float] | None = None
     """A step, and when it was done."""
 
@@ -185,8 +184,7 @@ def _after(
     looked = fitting.best is not None and fitting.looks
     numbers = dict(terms) | {"samples_per_second": _pace(journey, fitting)}
     measured = dict(measure()) if looked and measure is not None else {}
-    skipped = fitting.skipped > journey.skipped_before
-    journey.skipped_before = fitting.skipped
+    skipped = fitting.in_a_row > 0
     if journey.writes and (
         looked or skipped or step == steps or step % max(1, steps // MOST_LINES) == 0
     ):

@@ -8,11 +8,12 @@ from typing import Any, ClassVar
 from medssl import config
 from medssl.core.batch import Noisy
 from medssl.core.errors import naming
+from medssl.core.progress import Progress
 from medssl.data.pool import Pool, Sampling, batches, fixed_batch
 from medssl.engine import choose, infer
 from medssl.engine.archive import Archive
 from medssl.engine.build import restorer
-from medssl.engine.course import Course, Progress
+from medssl.engine.course import Course
 from medssl.engine.device import Machine
 from medssl.engine.noisy_scan import HeldScan, Look, facts_of, hold, look_at
 from medssl.engine.predict import predict

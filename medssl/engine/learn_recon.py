@@ -18,6 +18,7 @@ from medssl.config import Raw
 from medssl.core.batch import Acquired
 from medssl.core.errors import InputError, UsageError, naming
 from medssl.core.image import Image
+from medssl.core.progress import Progress
 from medssl.core.random import stream
 from medssl.core.run import Run
 from medssl.data.pool import Pool
@@ -26,7 +27,7 @@ from medssl.data.simulate import simulate_multicoil
 from medssl.engine import raw as raw_scan
 from medssl.engine.archive import Archive, short
 from medssl.engine.build import reconstructor
-from medssl.engine.course import Course, Progress
+from medssl.engine.course import Course
 from medssl.engine.device import Machine
 from medssl.engine.wanted import Wanted
 from medssl.engine.weights import SeenRaw

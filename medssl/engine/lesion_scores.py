@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from medssl.core.boxes import box
 from medssl.core.errors import InputError, naming
-from medssl.engine.course import Progress
+from medssl.core.progress import Progress
 from medssl.engine.scored import (
     Asked,
     Evaluated,

@@ -14,14 +14,14 @@ from medssl import config
 from medssl.config import Crops
 from medssl.core.batch import Views
 from medssl.core.errors import InputError, UsageError
+from medssl.core.progress import Progress
 from medssl.core.random import stream
 from medssl.core.ranks import gather, rank, wait, world
 from medssl.core.run import plain, versions
 from medssl.data.sampler import Draw, Plan
 from medssl.data.store import Store
 from medssl.data.views import Cut, Cutter, Item, Source, assembled, balanced, items
-from medssl.engine.build import encoder
-from medssl.engine.course import Progress
+from medssl.engine.build import channels, encoder
 from medssl.engine.device import Machine, deterministic
 from medssl.engine.distributed import gathered
 from medssl.engine.fit import Fitting
@@ -177,7 +177,7 @@ class _Lesson:
             hidden=sees.hidden,
             neighbours=sees.neighbours,
             stack=sees.stack,
-            channels=_channels(settled),
+            channels=channels(settled),
         )
         self.items = items(store, "train", self.cut, crops)
         if not self.items:
@@ -403,12 +403,6 @@ def _check(crops: Crops, sees: Sees, batch: int, accumulate: int) -> None:
             f"there are {sees.clusters} clusters for a batch of {batch}",
             "ask for more clusters or lower train.batch",
         )
-
-
-def _channels(settled: Mapping[str, Any]) -> int:
-    """Of the images that a method takes."""
-    net = settled.get("net", {})
-    return int(net.get("in_channels", 1)) if isinstance(net, Mapping) else 1
 
 
 def _refuse_another_store(record: Mapping[str, Any], store: Store) -> None:

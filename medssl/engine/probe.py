@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from medssl.core.errors import InputError, MedsslError, UsageError
+from medssl.core.progress import Progress
 from medssl.data.store import Volume
 from medssl.engine import classify
-from medssl.engine.course import Progress
 from medssl.engine.device import Machine
 from medssl.engine.embed import BATCH, Scans, windows
 from medssl.engine.encoders import LoadedEncoder

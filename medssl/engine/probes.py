@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, cast
 
 from medssl.core.errors import UsageError, printable
+from medssl.core.progress import Progress
 from medssl.engine import few_labels, probe
-from medssl.engine.course import Progress
 from medssl.engine.device import Machine
 from medssl.engine.embed import Asked as AskedFeatures
 from medssl.engine.embed import embed

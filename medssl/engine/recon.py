@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +17,7 @@ from medssl.config import Recipe
 from medssl.core.batch import Acquired
 from medssl.core.errors import InputError, MemoryLimitError, QualityError, UsageError
 from medssl.core.kspace import KSpace
+from medssl.core.progress import Progress
 from medssl.core.run import Run
 from medssl.data.slices import Slices
 from medssl.engine import zero_shot
@@ -35,8 +36,6 @@ from medssl.physics.kspace_noise import Receivers
 from medssl.physics.nufft import SenseNufft, density
 from medssl.physics.sampling import acceleration_inside, central, edge
 
-Progress = Callable[[str, int, int], None]
-"""Told the stage, how much is done, and how much there is."""
 DEFAULT = "l1_wavelet"
 """Recipe."""
 LOOKED_AT = 5

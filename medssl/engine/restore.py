@@ -18,6 +18,7 @@ from medssl.config import Recipe, Train
 from medssl.core.batch import Noisy
 from medssl.core.errors import InputError, UsageError
 from medssl.core.image import Image
+from medssl.core.progress import Progress
 from medssl.core.run import Run
 from medssl.data.patches import HELD, crops, one
 from medssl.engine import choose, ct_report, estimate, infer
@@ -35,8 +36,6 @@ from medssl.method import Mapped, Restorer
 from medssl.metrics.residual import residual
 from medssl.physics.noise_level import NoiseEstimate
 
-Progress = Callable[[str, int, int], None]
-"""Told the stage, how much is done, and how much there is."""
 VOXELS_TO_LEARN_FROM = 1 << 24
 """Of a volume, held in memory while a method that sees volumes is fitted: 64 MiB."""
 BLOCK = 96

@@ -61,7 +61,7 @@ def resnet50(config: object, channels: int) -> Target:
         strides=(4, 8, 16, 32),
         fresh={},
         net={"class": "torchvision.models.resnet50", "in_channels": channels},
-        load="net.load_state_dict(safetensors.torch.load_file('{file}'), strict=False)",
+        load="net.load_state_dict(safetensors.torch.load_file({file!r}), strict=False)",
         forms=_no_more,
         facts={},
     )
@@ -104,7 +104,7 @@ def nnunet_resenc(config: object, channels: int) -> Target:
             "in_channels": channels,
         },
         load=(
-            "torch.save({{'network_weights': safetensors.torch.load_file('{file}')}}, 'F.pth')"
+            "torch.save({{'network_weights': safetensors.torch.load_file({file!r})}}, 'F.pth')"
             "  # then nnUNetv2_train ... -pretrained_weights F.pth"
         ),
         forms=_no_more,
@@ -261,7 +261,7 @@ def _of_monai(
         strides=tuple(part.strides),
         fresh={},
         net=net,
-        load="net.load_state_dict(safetensors.torch.load_file('{file}'), strict=False)",
+        load="net.load_state_dict(safetensors.torch.load_file({file!r}), strict=False)",
         forms=forms or _no_more,
         facts={},
     )

@@ -14,9 +14,10 @@ from medssl.core.errors import (
     WeightsError,
     naming,
 )
+from medssl.core.progress import Progress
 from medssl.core.run import plain, versions
 from medssl.engine.archive import Archive, Looked, groups_of, parted, short
-from medssl.engine.course import Course, Progress
+from medssl.engine.course import Course
 from medssl.engine.device import Machine
 from medssl.engine.fit import Fitting
 from medssl.engine.learn import GO_ON, Journey, Outcome, Watch, finish, fitting_into_memory, learn

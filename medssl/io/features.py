@@ -2,10 +2,12 @@
 
 import csv
 import io
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -192,11 +194,11 @@ def _of_columns(columns: Mapping[str, list[Any]], source: Path) -> Features:
 
 def _of_npz(source: Path) -> Features:
     try:
-        with np.load(source, allow_pickle=False) as held:
+        with source.open("rb") as handle, np.load(handle, allow_pickle=False) as held:
             words = {name: tuple(str(v) for v in held[name]) for name in WORDS}
             slices = tuple(None if s < 0 else int(s) for s in held["slice"])
             place = held["place"] if "place" in held.files else None
             values = held["values"].astype(np.float32)
-    except (OSError, ValueError, KeyError, EOFError) as error:
+    except (OSError, ValueError, TypeError, KeyError, EOFError, BadZipFile, zlib.error) as error:
         raise InputError("is no table of features", REMEDY, file=source) from error
     return Features(**words, slice=slices, values=values, place=place)

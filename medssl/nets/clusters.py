@@ -71,3 +71,9 @@ class Clusters(nn.Module):
         if saved is not None and saved.ndim == 1:
             self.assignment = self.assignment.new_empty(saved.shape)
         super()._load_from_state_dict(state_dict, prefix, *rest)
+
+
+def held(prototypes: Tensor) -> Tensor:
+    """The same values, with gradients that are 0."""
+    never = torch.zeros_like(prototypes, dtype=torch.bool)
+    return torch.where(never, prototypes, prototypes.detach())

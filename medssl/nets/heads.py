@@ -1,5 +1,6 @@
 """Small networks on top of an encoder, which training needs and nobody keeps."""
 
+import torch
 from torch import nn
 
 from medssl.nets.norms import BatchNorm
@@ -23,3 +24,10 @@ def mlp(width: int, hidden: int, out: int, layers: int) -> nn.Sequential:
             parts += [BatchNorm(wide), nn.ReLU(inplace=True)]
         width = wide
     return nn.Sequential(*parts)
+
+
+@torch.no_grad()
+def follow(mean: nn.Module, net: nn.Module, decay: float) -> None:
+    """Move the weights of a running mean of a net towards those of the net."""
+    for old, new in zip(mean.parameters(), net.parameters(), strict=True):
+        old.lerp_(new, 1 - decay)

@@ -39,7 +39,7 @@ from medssl.core.precise import full_precision
 from medssl.core.ranks import total, world
 from medssl.method import Encoder, Sees
 from medssl.nets import encoders, resnet
-from medssl.nets.heads import mlp
+from medssl.nets.heads import follow, mlp
 
 LEAST = 1e-4
 """Of the eigenvalues of a predictor."""
@@ -126,10 +126,8 @@ class BYOL(Encoder):
     def after_step(self, progress: float) -> None:
         """The running means follow, and the predictor that learns nothing is made anew."""
         tau = 1 - (1 - self.config.tau) * (math.cos(math.pi * progress) + 1) / 2
-        pairs = ((self.mean_encoder, self.encoder), (self.mean_projector, self.projector))
-        for mean, net in pairs:
-            for old, new in zip(mean.parameters(), net.parameters(), strict=True):
-                old.lerp_(new, 1 - tau)
+        follow(self.mean_encoder, self.encoder, tau)
+        follow(self.mean_projector, self.projector, tau)
         if self.predictor is None:
             self.direct.copy_(direct_predictor(self.correlation, self.config.eps))
 

@@ -39,9 +39,9 @@ from medssl.core.errors import UsageError
 from medssl.core.precise import full_precision
 from medssl.method import Encoder, Sees
 from medssl.nets import deform1d, resnet
-from medssl.nets.clusters import Clusters
+from medssl.nets.clusters import Clusters, held
 from medssl.nets.deform1d import SliceTransformer, hats
-from medssl.nets.heads import mlp
+from medssl.nets.heads import follow, mlp
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -228,9 +228,8 @@ class Joint(Encoder):
         del progress
         for one in (self.of_slices, *self.of_volumes):
             one.copy_(normalize(one))
-        for mean, net in ((self.mean_encoder, self.encoder), (self.mean_h, self.h)):
-            for old, new in zip(mean.parameters(), net.parameters(), strict=True):
-                old.lerp_(new, 1 - self.config.tau)
+        follow(self.mean_encoder, self.encoder, self.config.tau)
+        follow(self.mean_h, self.h, self.config.tau)
 
     def _h(self, pooled: list[Tensor], valid: Tensor, layer: nn.Module | None = None) -> Tensor:
         """h (B, N, width) of pooled levels of the valid slices; 0 where there is none."""
@@ -257,7 +256,7 @@ class Joint(Encoder):
     @full_precision
     def _intra(self, z: Tensor, progress: float) -> Tensor:
         """Swapped prediction of slices (2 n, out), view after view."""
-        prototypes = self.of_slices if progress >= self.config.frozen else _held(self.of_slices)
+        prototypes = self.of_slices if progress >= self.config.frozen else held(self.of_slices)
         return self._swapped(normalize(z), prototypes)
 
     @full_precision
@@ -265,8 +264,8 @@ class Joint(Encoder):
         """Clusters of volumes (2 B, width), view after view; the mean over the sets."""
         z, losses = normalize(z), []
         for prototypes in self.of_volumes:
-            held = progress < self.config.frozen
-            losses.append(self._swapped(z, _held(prototypes) if held else prototypes))
+            learns = progress >= self.config.frozen
+            losses.append(self._swapped(z, prototypes if learns else held(prototypes)))
         for clusters in self.clusters:
             assert isinstance(clusters, Clusters)
             both = torch.stack(z.detach().chunk(2)).mean(0)
@@ -345,9 +344,3 @@ def _error(guess: Tensor, target: Tensor, hidden: Tensor) -> Tensor:
     """(B,) mean squared error (B, N, D) over the hidden slices and their channels."""
     each = (guess.float() - target.float()).square().mean(-1) * hidden
     return each.sum(1) / hidden.sum(1).clamp_min(1)
-
-
-def _held(prototypes: Tensor) -> Tensor:
-    """The same values, with gradients that are 0."""
-    never = torch.zeros_like(prototypes, dtype=torch.bool)
-    return torch.where(never, prototypes, prototypes.detach())

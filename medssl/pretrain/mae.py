@@ -17,7 +17,6 @@ CVPR 2022. For convolutional nets: Wald et al. Revisiting MAE pre-training for 3
 segmentation. CVPR 2025.
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import torch
@@ -26,8 +25,8 @@ from torch import Tensor, nn
 from medssl.core.batch import Views
 from medssl.core.errors import UsageError
 from medssl.core.masked import as_image, enlarged, hidden_error, padded
-from medssl.method import Encoder, Sees
-from medssl.nets import monai_encoder, norms, resenc, resnet, vit
+from medssl.method import Masked, Sees
+from medssl.nets import monai_encoder, resenc, resnet, vit
 from medssl.nets.light_decoder import LightDecoder
 
 
@@ -77,7 +76,7 @@ class Config:
         return MAE(self, other, _Maps(self, other.widths, other.strides))
 
 
-class MAE(Encoder):
+class MAE(Masked):
     """An encoder, and a decoder that guesses what it did not see.
 
     Args:
@@ -86,13 +85,10 @@ class MAE(Encoder):
         decoder: `forward(encoder, image, visible)` to the guess, of the shape of the image.
     """
 
-    calibrated: Tensor
-
     def __init__(self, config: Config, encoder: nn.Module, decoder: "_Tokens | _Maps") -> None:
-        super().__init__()
-        self.config, self.encoder, self.decoder = config, encoder, decoder
+        super().__init__(encoder)
+        self.config, self.decoder = config, decoder
         self.block = (config.block,) * config.net.axes
-        self.register_buffer("calibrated", torch.tensor(not norms.has_moments(encoder)))
 
     @property
     def sees(self) -> Sees:
@@ -120,21 +116,6 @@ class MAE(Encoder):
             min_sd=config.min_sd,
         )
         return {"hidden": error}
-
-    def after_step(self, progress: float) -> None:
-        """The moments of the norms are those of masked images from now on."""
-        del progress
-        self.calibrated.fill_(not norms.has_moments(self.encoder))
-
-    @property
-    def needs_calibration(self) -> bool:
-        """Whether the moments of the norms are those of masked images."""
-        return not bool(self.calibrated)
-
-    def calibrate(self, images: Iterable[Tensor]) -> None:
-        """Replace the moments of the norms by those of whole images (B, C, *S)."""
-        norms.calibrate(self.encoder, self.features, images)
-        self.calibrated.fill_(True)
 
 
 class _Tokens(nn.Module):

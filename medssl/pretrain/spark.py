@@ -23,7 +23,6 @@ Modeling. ICLR 2023. In 3D: Wald et al. Revisiting MAE pre-training for 3D medic
 segmentation. CVPR 2025.
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import torch
@@ -33,7 +32,7 @@ from torch.nn.init import trunc_normal_
 from medssl.core.batch import Views
 from medssl.core.errors import UsageError
 from medssl.core.masked import hidden_error, padded
-from medssl.method import Encoder, Sees
+from medssl.method import Masked, Sees
 from medssl.nets import monai_encoder, norms, resenc, resnet
 from medssl.nets.light_decoder import LightDecoder
 from medssl.nets.norms import BatchNorm, InstanceNorm
@@ -75,15 +74,12 @@ Net = resnet.ResNet | resenc.ResEnc | monai_encoder.MonaiEncoder
 """What an encoder may be."""
 
 
-class SparK(Encoder):
+class SparK(Masked):
     """An encoder that sees cells, and a decoder that guesses the rest."""
 
-    calibrated: Tensor
-
     def __init__(self, config: Config, encoder: Net) -> None:
-        super().__init__()
+        super().__init__(encoder)
         self.config = config
-        self.encoder = encoder
         axes, strides = config.net.axes, encoder.strides
         self.block = _block(config, strides)
         self.multiple = max(*self.block, strides[-1])
@@ -107,7 +103,6 @@ class SparK(Encoder):
             _projection(conv, width, out, 1 if stride == strides[-1] else 3)
             for width, stride, out in levels
         )
-        self.register_buffer("calibrated", torch.tensor(not batch))
 
     @property
     def sees(self) -> Sees:
@@ -140,21 +135,6 @@ class SparK(Encoder):
             min_sd=config.min_sd,
         )
         return {"hidden": error}
-
-    def after_step(self, progress: float) -> None:
-        """The moments of the norms are those of masked images from now on."""
-        del progress
-        self.calibrated.fill_(not norms.has_moments(self.encoder))
-
-    @property
-    def needs_calibration(self) -> bool:
-        """Whether the moments of the norms are those of masked images."""
-        return not bool(self.calibrated)
-
-    def calibrate(self, images: Iterable[Tensor]) -> None:
-        """Replace the moments of the norms by those of whole images (B, C, *S)."""
-        norms.calibrate(self.encoder, self.features, images)
-        self.calibrated.fill_(True)
 
 
 def _block(config: Config, strides: tuple[int, ...]) -> tuple[int, ...]:

@@ -38,7 +38,7 @@ from medssl.core.precise import full_precision
 from medssl.core.ranks import gather, rank, world
 from medssl.method import Encoder, Sees
 from medssl.nets import encoders, resnet
-from medssl.nets.clusters import Clusters
+from medssl.nets.clusters import Clusters, held
 from medssl.nets.heads import mlp
 
 
@@ -170,7 +170,7 @@ class SwAV(Encoder):
         losses = []
         for prototypes in self.prototypes:
             if progress < c.frozen:
-                prototypes = _held(prototypes)
+                prototypes = held(prototypes)
             scores = z @ prototypes.T
             before = None if earlier is None else earlier @ prototypes.detach().T
             for k in range(c.views):
@@ -212,9 +212,3 @@ class SwAV(Encoder):
 def _cross_entropy(scores: Tensor, q: Tensor, temperature: float) -> Tensor:
     """Of scores (views, B, K), asked for codes q (B, K) or clusters (B,); the mean over all."""
     return cross_entropy(scores.flatten(0, 1) / temperature, torch.cat([q] * len(scores)))
-
-
-def _held(prototypes: Tensor) -> Tensor:
-    """The same values, with gradients that are 0."""
-    never = torch.zeros_like(prototypes, dtype=torch.bool)
-    return torch.where(never, prototypes, prototypes.detach())

@@ -49,6 +49,19 @@ def test_a_row_is_the_mean_of_its_windows(pretrained, store):
     np.testing.assert_allclose(table.values[0], rows[full].mean(0), rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("suffix", [".parquet", ".npz"])
+def test_a_damaged_table_is_refused_in_one_line(pretrained, store, tmp_path, suffix):
+    out = tmp_path / f"features{suffix}"
+    api.embed(store, out, weights=pretrained(), threads=1)
+    whole = out.read_bytes()
+    half = len(whole) // 2
+    flipped = bytes(b ^ 0xFF for b in whole[half : half + 64])
+    for content in (whole[:half], whole[:half] + flipped + whole[half + 64 :], b"PK\x03\x04"):
+        out.write_bytes(content)
+        with pytest.raises(InputError):
+            read_features(out)
+
+
 @pytest.mark.parametrize("suffix", [".parquet", ".csv", ".npz"])
 def test_tables_come_back(pretrained, store, tmp_path, suffix):
     out = tmp_path / f"features{suffix}"
