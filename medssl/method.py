@@ -7,7 +7,7 @@ from typing import Generic, Literal, TypeVar
 import torch
 from torch import Tensor, nn
 
-from medssl.core.batch import Acquired, Noisy, Views
+from medssl.core.batch import Acquired, Noisy, Sees, Views
 from medssl.nets import norms
 
 Batch = TypeVar("Batch")
@@ -229,31 +229,6 @@ class Reconstructor(Method[Acquired]):
     def restore(self, batch: Acquired) -> Tensor:
         """Images (..., set, H, W) complex."""
         raise NotImplementedError
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sees:
-    """What the batches of an encoder hold; chance is drawn where they are made."""
-
-    axes: Literal[2, 3] = 2
-    """Spatial axes of an image: slices or volumes."""
-    views: int = 0
-    """Large augmented views of each image."""
-    small: int = 0
-    """Augmented views of small parts."""
-    block: tuple[int, ...] | None = None
-    """Sides of the cells of `visible` in voxels; None draws no pattern."""
-    hidden: float = 0.0
-    """Share of the cells that are hidden."""
-    neighbours: int = 1
-    """Runs of so many neighbouring slices of one volume follow each other in a batch."""
-    multiple: int = 1
-    """Of which the sides of images must be multiples."""
-    stack: bool = False
-    """Volumes are stacks of slices: `slice_mm` is there."""
-    clusters: int = 0
-    """So many groups of images, of each of which a batch holds one at most, as `Encoder.assignment`
-    has them; 0 takes any images."""
 
 
 class Encoder(Method[Views]):

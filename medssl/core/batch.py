@@ -1,7 +1,7 @@
 """What one step of a method sees: tensors, what is known of them, and one generator."""
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -139,9 +139,34 @@ class Acquired:
         return self.sigma * each
 
 
+@dataclass(frozen=True, kw_only=True)
+class Sees:
+    """What the batches of an encoder hold; chance is drawn where they are made."""
+
+    axes: Literal[2, 3] = 2
+    """Spatial axes of an image: slices or volumes."""
+    views: int = 0
+    """Large augmented views of each image."""
+    small: int = 0
+    """Augmented views of small parts."""
+    block: tuple[int, ...] | None = None
+    """Sides of the cells of `visible` in voxels; None draws no pattern."""
+    hidden: float = 0.0
+    """Share of the cells that are hidden."""
+    neighbours: int = 1
+    """Runs of so many neighbouring slices of one volume follow each other in a batch."""
+    multiple: int = 1
+    """Of which the sides of images must be multiples."""
+    stack: bool = False
+    """Volumes are stacks of slices: `slice_mm` is there."""
+    clusters: int = 0
+    """So many groups of images, of each of which a batch holds one at most, as `Encoder.assignment`
+    has them; 0 takes any images."""
+
+
 @dataclass(frozen=True, eq=False)
 class Views:
-    """What an encoder sees of images while it is pretrained; `method.Sees` says which parts.
+    """What an encoder sees of images while it is pretrained; `Sees` says which parts.
 
     Args:
         image: (B, C, *S) float32, normalised to about mean 0 and standard deviation 1.

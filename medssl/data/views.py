@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn.functional import avg_pool3d, conv1d, grid_sample, interpolate, pad
 
 from medssl.config import Crops
-from medssl.core.batch import Views
+from medssl.core.batch import Sees, Views
 from medssl.core.random import stream
 from medssl.data.duplicates import unpacked
 from medssl.data.sampler import repeats
@@ -36,21 +36,6 @@ BODY = -500.0
 MOST_REPEATS = 3
 """Times that an image of a rare modality comes in an epoch."""
 CT = "CT"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Cut:
-    """What batches are made of; `method.Sees` in the words of this floor."""
-
-    axes: int
-    views: int
-    small: int
-    block: tuple[int, ...] | None
-    hidden: float
-    neighbours: int
-    stack: bool
-    channels: int
-    """Of the images: grey ones are repeated, colours averaged."""
 
 
 @dataclass(frozen=True)
@@ -167,19 +152,19 @@ class Source:
         return whole[(slice(None), *box)]
 
 
-def items(store: Store, split: str, cut: Cut, crops: Crops) -> list[Item]:
+def items(store: Store, split: str, sees: Sees, crops: Crops) -> list[Item]:
     """The images of a split of a store.
 
     Args:
         store: The store.
         split: `train`, `val` or `test`.
-        cut: Whole volumes, slices, or runs of them.
+        sees: Whole volumes, slices, or runs of them.
         crops: `thin_bits` decides which slices are too like their neighbours.
     """
     volumes = [v for v in store.volumes if v.split == split]
-    if cut.axes == 3:
+    if sees.axes == 3:
         return [Item(v.index, v.index) for v in volumes]
-    return _slices(store, volumes, cut, crops)
+    return _slices(store, volumes, sees, crops)
 
 
 def balanced(found: Sequence[Item], store: Store) -> list[Item]:
@@ -188,7 +173,7 @@ def balanced(found: Sequence[Item], store: Store) -> list[Item]:
     return [item for item, n in zip(found, times, strict=True) for _ in range(n)]
 
 
-def _slices(store: Store, volumes: Sequence[Volume], cut: Cut, crops: Crops) -> list[Item]:
+def _slices(store: Store, volumes: Sequence[Volume], sees: Sees, crops: Crops) -> list[Item]:
     """Slices in the foreground that differ from the last one kept, or starts of runs of them."""
     first = np.cumsum([0, *(max(v.shape[1:]) for v in store.volumes)])
     hashes = slice_hashes(store.path) if crops.thin_bits else {}
@@ -196,9 +181,9 @@ def _slices(store: Store, volumes: Sequence[Volume], cut: Cut, crops: Crops) -> 
     for v in volumes:
         axis = thick_axis(v)
         low, high = v.foreground[axis]
-        if cut.neighbours > 1:
-            if v.shape[1 + axis] >= cut.neighbours:
-                starts = range(0, v.shape[1 + axis] - cut.neighbours + 1, cut.neighbours)
+        if sees.neighbours > 1:
+            if v.shape[1 + axis] >= sees.neighbours:
+                starts = range(0, v.shape[1 + axis] - sees.neighbours + 1, sees.neighbours)
                 found += [Item(int(first[v.index]) + z, v.index, z) for z in starts]
             continue
         bits, last = unpacked(hashes.get(v.key, b"")), None
@@ -217,13 +202,15 @@ class Cutter:
 
     Args:
         source: Where voxels come from.
-        cut: What is wanted.
-        crops: How, from the recipe.
+        sees: What they hold.
+        channels: Of the images: grey ones are repeated, colours averaged.
+        crops: How images are cut, from the recipe.
         seed: Of all chance.
     """
 
-    def __init__(self, source: Source, cut: Cut, crops: Crops, seed: int) -> None:
-        self.source, self.cut, self.crops, self.seed = source, cut, crops, seed
+    def __init__(self, source: Source, sees: Sees, channels: int, crops: Crops, seed: int) -> None:
+        self.source, self.sees, self.channels = source, sees, channels
+        self.crops, self.seed = crops, seed
 
     def sample(self, item: Item, name: str) -> list[Sample]:
         """One image, or a run of neighbouring ones.
@@ -233,10 +220,10 @@ class Cutter:
             name: Of its chance.
         """
         generator = stream(self.seed, f"sample/{name}")
-        if self.cut.neighbours == 1:
+        if self.sees.neighbours == 1:
             return [self._one(item, item.at, item.index, generator)]
         volume = self.source.store.volumes[item.volume]
-        n_slices, run = volume.shape[1 + thick_axis(volume)], self.cut.neighbours
+        n_slices, run = volume.shape[1 + thick_axis(volume)], self.sees.neighbours
         assert item.at is not None
         spare = min(n_slices - run, item.at + run - 1)
         start = item.at + int(torch.randint(max(1, spare - item.at + 1), (), generator=generator))
@@ -244,13 +231,13 @@ class Cutter:
         return [self._one(item, z, base + z, generator) for z in range(start, start + run)]
 
     def _one(self, item: Item, at: int | None, index: int, generator: torch.Generator) -> Sample:
-        cut, crops = self.cut, self.crops
+        sees, crops = self.sees, self.crops
         volume = self.source.store.volumes[item.volume]
         thick = thick_axis(volume)
         order = [axis for axis in range(3) if axis != thick]
-        if cut.axes == 3:
-            order = [*order, thick] if cut.stack else [0, 1, 2]
-        frame = _Frame(volume, tuple(order), None if at is None else (thick, at), cut.stack)
+        if sees.axes == 3:
+            order = [*order, thick] if sees.stack else [0, 1, 2]
+        frame = _Frame(volume, tuple(order), None if at is None else (thick, at), sees.stack)
         size = crops.size
         parent = self._parent(frame, size, generator)
         full = (
@@ -260,11 +247,11 @@ class Cutter:
         )
         plain = _drawn(parent, full, crops.scale, frame, generator, skew=False)
         image, valid = self._cut(frame, plain, size)
-        if cut.views == 0:
+        if sees.views == 0:
             image, valid, plain = _flipped(image, valid, plain, crops.flip, generator, frame)
         views, boxes = [], []
-        for k in range(cut.views + cut.small):
-            big = k < cut.views
+        for k in range(sees.views + sees.small):
+            big = k < sees.views
             wanted = size if big else (crops.small_size or size)
             scale = crops.scale if big else crops.small_scale
             box = _drawn(parent, full, scale, frame, generator, skew=True)
@@ -274,19 +261,19 @@ class Cutter:
             views.append(changed(view, crops.change, volume.modality == CT, generator))
             boxes.append(_in_mm(box, frame))
         visible = None
-        if cut.block is not None:
-            cells = tuple(n // b for n, b in zip(size, cut.block, strict=True))
-            visible = pattern(cells, cut.hidden, generator)
+        if sees.block is not None:
+            cells = tuple(n // b for n, b in zip(size, sees.block, strict=True))
+            visible = pattern(cells, sees.hidden, generator)
         slice_mm = None
-        if cut.stack:
+        if sees.stack:
             start = plain.start[-1]
             slice_mm = (start + torch.arange(size[-1], dtype=torch.float32)) * frame.spacing[-1]
         return Sample(
             image=image,
             valid=valid,
             visible=visible,
-            views=tuple(views[: cut.views]),
-            small=tuple(views[cut.views :]),
+            views=tuple(views[: sees.views]),
+            small=tuple(views[sees.views :]),
             boxes=tuple(boxes),
             index=index,
             patient=_number(volume.group),
@@ -297,7 +284,7 @@ class Cutter:
     def _parent(self, frame: "_Frame", size: tuple[int, ...], generator: torch.Generator) -> "_Box":
         """The part that crops are cut from; drawn anew while there is little to see in it."""
         best, fullest = None, -1.0
-        around = AROUND if self.cut.views else 1.0
+        around = AROUND if self.sees.views else 1.0
         wanted = [round(n * around * math.sqrt(max(1.0, self.crops.scale[1]))) for n in size]
         if frame.stack:
             wanted[-1] = size[-1]
@@ -337,7 +324,7 @@ class Cutter:
         """A part at another size: the image (C, *size), and where it is valid (1, *size)."""
         x = normalised(frame.read(self.source, box), frame.volume, self.crops)
         valid = torch.isfinite(x).all(0, keepdim=True)
-        x = finite(x, self.cut.channels)
+        x = finite(x, self.channels)
         n_mixed = len(size) - int(frame.stack)
         target = tuple(
             min(n, e) if exact and not (self.crops.whole and k < n_mixed) else n

@@ -1,5 +1,6 @@
 """The one training loop: named loss terms in, a fitted method out."""
 
+import math
 import statistics
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -149,7 +150,7 @@ class Fitting(Generic[Batch]):
             return True
         median = statistics.median(self.recent) if len(self.recent) >= ENOUGH else float("inf")
         most = SPIKE * abs(median) if median else float("inf")
-        if loss - loss == 0 and not loss > most:
+        if math.isfinite(loss) and not loss > most:
             self.recent = [*self.recent[1 - MEDIAN_OF :], loss]
             self.in_a_row = 0
             return True

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from medssl import config
 from medssl.config import Crops
-from medssl.core.batch import Views
+from medssl.core.batch import Sees, Views
 from medssl.core.errors import InputError, UsageError
 from medssl.core.progress import Progress
 from medssl.core.random import stream
@@ -20,7 +20,7 @@ from medssl.core.ranks import gather, rank, wait, world
 from medssl.core.run import plain, versions
 from medssl.data.sampler import Draw, Plan
 from medssl.data.store import Store
-from medssl.data.views import Cut, Cutter, Item, Source, assembled, balanced, items
+from medssl.data.views import Cutter, Item, Source, assembled, balanced, items
 from medssl.engine.build import channels, encoder
 from medssl.engine.device import Machine, deterministic
 from medssl.engine.distributed import gathered
@@ -36,7 +36,7 @@ from medssl.engine.learn import (
 from medssl.engine.stop import stopping
 from medssl.engine.wanted import Wanted
 from medssl.io.run_folder import RunFolder
-from medssl.method import Encoder, Sees
+from medssl.method import Encoder
 
 PATIENCE = 10
 """Steps in a row that may be left out before a training ends."""
@@ -169,17 +169,8 @@ class _Lesson:
         assert wanted.recipe.crops is not None
         crops, sees = wanted.recipe.crops, method.sees
         _check(crops, sees, self.train.batch, self.train.accumulate)
-        self.cut = Cut(
-            axes=sees.axes,
-            views=sees.views,
-            small=sees.small,
-            block=sees.block,
-            hidden=sees.hidden,
-            neighbours=sees.neighbours,
-            stack=sees.stack,
-            channels=channels(settled),
-        )
-        self.items = items(store, "train", self.cut, crops)
+        self.sees = sees
+        self.items = items(store, "train", sees, crops)
         if not self.items:
             raise InputError(
                 f"none of the {len(store.volumes)} volumes of the store can be learnt from",
@@ -192,9 +183,13 @@ class _Lesson:
                 f"ask for {len(self.items)} clusters or fewer",
             )
         self.order = balanced(self.items, store) if crops.balance else self.items
-        self.held_items = items(store, "val", self.cut, crops)
+        self.held_items = items(store, "val", sees, crops)
         self.cutter = Cutter(
-            Source(store, int(SHARE_OF_MEMORY * machine.free_on_host)), self.cut, crops, self.seed
+            Source(store, int(SHARE_OF_MEMORY * machine.free_on_host)),
+            sees,
+            channels(settled),
+            crops,
+            self.seed,
         )
         part = self.train.batch // (world() * self.train.accumulate) // sees.neighbours
         self.plan = Plan(self.seed, len(self.order), part * self.train.accumulate, rank(), world())
@@ -210,11 +205,11 @@ class _Lesson:
         if not self.held_items:
             found.append("the store keeps no patient for validation; no held-out loss")
         groups = {self.store.volumes[i.volume].group for i in self.items}
-        if self.train.batch > len(self.items) * self.cut.neighbours:
+        if self.train.batch > len(self.items) * self.sees.neighbours:
             found.append(
                 f"a batch of {self.train.batch} sees each of the {len(self.items)} images twice"
             )
-        if len(groups) == 1 and self.cut.views:
+        if len(groups) == 1 and self.sees.views:
             found.append("all images are of one patient, who has no strangers to differ from")
         return found
 
@@ -235,7 +230,7 @@ class _Lesson:
                 "images": len(self.items),
                 "patients": len({v.group for v in volumes}),
                 "modalities": dict(Counter(v.modality for v in volumes)),
-                "axes": self.cut.axes,
+                "axes": self.sees.axes,
             },
             "device": machine.device.type,
             "threads": machine.threads,
@@ -336,7 +331,7 @@ class _Lesson:
                 rows.append(gather(self.method.embed(image).float()))
             ids.append(gather(torch.tensor([s.index for s in samples], device=image.device)))
         self.method.train(was_training)
-        n = len(chosen) * self.cut.neighbours
+        n = len(chosen) * self.sees.neighbours
         return torch.cat(rows)[:n], torch.cat(ids)[:n]
 
     def _asked(self, pool: ThreadPoolExecutor, step: int) -> "list[Future[Any]]":

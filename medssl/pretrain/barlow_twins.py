@@ -19,11 +19,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from medssl.core.batch import Views
+from medssl.core.batch import Sees, Views
 from medssl.core.errors import UsageError
 from medssl.core.precise import full_precision
 from medssl.core.ranks import sum_with_grad, world
-from medssl.method import Encoder, Sees
+from medssl.method import Encoder
 from medssl.nets import encoders, resnet
 from medssl.nets.heads import mlp
 

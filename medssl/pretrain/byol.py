@@ -33,11 +33,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity, linear
 
-from medssl.core.batch import Views
+from medssl.core.batch import Sees, Views
 from medssl.core.errors import UsageError
 from medssl.core.precise import full_precision
 from medssl.core.ranks import total, world
-from medssl.method import Encoder, Sees
+from medssl.method import Encoder
 from medssl.nets import encoders, resnet
 from medssl.nets.heads import follow, mlp
 

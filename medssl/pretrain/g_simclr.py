@@ -26,10 +26,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from medssl.core.batch import Views
+from medssl.core.batch import Sees, Views
 from medssl.core.contrast import nt_xent
 from medssl.core.errors import UsageError
-from medssl.method import Encoder, Sees
+from medssl.method import Encoder
 from medssl.nets import encoders, resnet
 from medssl.nets.clusters import Clusters
 from medssl.nets.heads import mlp

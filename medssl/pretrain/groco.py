@@ -29,11 +29,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy, normalize
 
-from medssl.core.batch import Views
+from medssl.core.batch import Sees, Views
 from medssl.core.errors import UsageError
 from medssl.core.precise import full_precision
 from medssl.core.ranks import gather, rank
-from medssl.method import Encoder, Sees
+from medssl.method import Encoder
 from medssl.nets import encoders, resnet
 from medssl.nets.heads import mlp
 

@@ -33,11 +33,11 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 from torch.nn.init import trunc_normal_
 
-from medssl.core.batch import Views
+from medssl.core.batch import Sees, Views
 from medssl.core.cluster import sinkhorn
 from medssl.core.errors import UsageError
 from medssl.core.precise import full_precision
-from medssl.method import Encoder, Sees
+from medssl.method import Encoder
 from medssl.nets import deform1d, resnet
 from medssl.nets.clusters import Clusters, held
 from medssl.nets.deform1d import SliceTransformer, hats

@@ -35,10 +35,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize, one_hot, relu
 
-from medssl.core.batch import Views
+from medssl.core.batch import Sees, Views
 from medssl.core.errors import UsageError
 from medssl.core.precise import full_precision
-from medssl.method import Encoder, Sees
+from medssl.method import Encoder
 from medssl.nets import resnet
 from medssl.nets.matching import perturbed_match
 

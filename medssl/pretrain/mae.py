@@ -22,10 +22,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from medssl.core.batch import Views
+from medssl.core.batch import Sees, Views
 from medssl.core.errors import UsageError
 from medssl.core.masked import as_image, enlarged, hidden_error, padded
-from medssl.method import Masked, Sees
+from medssl.method import Masked
 from medssl.nets import monai_encoder, resenc, resnet, vit
 from medssl.nets.light_decoder import LightDecoder
 

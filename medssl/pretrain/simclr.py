@@ -26,10 +26,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from medssl.core.batch import Views
+from medssl.core.batch import Sees, Views
 from medssl.core.contrast import nt_xent
 from medssl.core.errors import UsageError
-from medssl.method import Encoder, Sees
+from medssl.method import Encoder
 from medssl.nets import encoders, resnet
 from medssl.nets.heads import mlp
 

@@ -29,10 +29,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.init import trunc_normal_
 
-from medssl.core.batch import Views
+from medssl.core.batch import Sees, Views
 from medssl.core.errors import UsageError
 from medssl.core.masked import hidden_error, padded
-from medssl.method import Masked, Sees
+from medssl.method import Masked
 from medssl.nets import monai_encoder, norms, resenc, resnet
 from medssl.nets.light_decoder import LightDecoder
 from medssl.nets.norms import BatchNorm, InstanceNorm

@@ -31,12 +31,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 
-from medssl.core.batch import Views
+from medssl.core.batch import Sees, Views
 from medssl.core.cluster import sinkhorn
 from medssl.core.errors import UsageError
 from medssl.core.precise import full_precision
 from medssl.core.ranks import gather, rank, world
-from medssl.method import Encoder, Sees
+from medssl.method import Encoder
 from medssl.nets import encoders, resnet
 from medssl.nets.clusters import Clusters, held
 from medssl.nets.heads import mlp

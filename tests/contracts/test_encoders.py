@@ -150,7 +150,7 @@ def test_every_parameter_gets_a_finite_gradient_and_chance_is_handed_in(store, n
 def test_features_are_of_the_image_whatever_its_sides(store, name):
     method, made = lesson(store, name)
     method.eval()
-    axes, channels = method.sees.axes, made.cut.channels
+    axes, channels = method.sees.axes, made.cutter.channels
     for sides in ((16,) * axes, (24, 16, 8)[:axes] if axes == 3 else (24, 17)):
         image = torch.randn(3, channels, *sides, generator=stream(0, "image"))
         with torch.no_grad():

@@ -7,14 +7,13 @@ import pytest
 import torch
 
 from medssl.config import Crops
+from medssl.core.batch import Sees
 from medssl.core.random import stream
 from medssl.data import views
 from medssl.data.store import Made, write_store
-from medssl.data.views import Cut, Cutter, Item, Source, assembled, balanced, items, thick_axis
+from medssl.data.views import Cutter, Item, Source, assembled, balanced, items, thick_axis
 
-SLICES = Cut(
-    axes=2, views=0, small=0, block=None, hidden=0.0, neighbours=1, stack=False, channels=1
-)
+SLICES = Sees()
 CROPS = Crops(size=(16, 16), change=0.0, flip=0.0, foreground=0.0, thin_bits=0)
 
 
@@ -73,11 +72,11 @@ def test_slices_that_are_like_the_last_one_kept_are_left_out(tmp_path):
 
 
 def test_a_crop_lies_where_its_box_says(source):
-    cut = dataclasses.replace(SLICES, views=2)
+    sees = dataclasses.replace(SLICES, views=2)
     crops = dataclasses.replace(CROPS, flip=0.5)
     volume = source.store.volumes[0]
     for k in range(12):
-        (one,) = Cutter(source, cut, crops, 0).sample(Item(7, 0, 7), str(k))
+        (one,) = Cutter(source, sees, 1, crops, 0).sample(Item(7, 0, 7), str(k))
         for view, box in zip(one.views, one.boxes, strict=True):
             for corner in ((0, 0), (0, 15), (15, 0), (15, 15)):
                 x, y, z = position(view[(0, *corner)], volume)
@@ -90,8 +89,8 @@ def test_a_crop_lies_where_its_box_says(source):
 
 def test_a_crop_that_is_larger_than_its_volume_is_padded_and_says_so(source):
     crops = dataclasses.replace(CROPS, size=(32, 32, 16))
-    cut = dataclasses.replace(SLICES, axes=3, block=(8, 8, 8), hidden=0.75)
-    (one,) = Cutter(source, cut, crops, 0).sample(Item(2, 2), "x")
+    sees = dataclasses.replace(SLICES, axes=3, block=(8, 8, 8), hidden=0.75)
+    (one,) = Cutter(source, sees, 1, crops, 0).sample(Item(2, 2), "x")
     assert one.image.shape == (1, 32, 32, 16)
     assert int(one.valid.sum()) == 32 * 30 * 12
     assert one.visible.shape == (1, 4, 4, 2)
@@ -111,7 +110,7 @@ def test_ct_has_its_window_and_other_images_their_foreground(store):
 
 def test_whole_slices_are_reduced_by_means(source):
     crops = dataclasses.replace(CROPS, whole=True)
-    (one,) = Cutter(source, SLICES, crops, 0).sample(Item(3, 0, 3), "x")
+    (one,) = Cutter(source, SLICES, 1, crops, 0).sample(Item(3, 0, 3), "x")
     sides = [high - low for low, high in source.store.volumes[0].foreground[:2]]
     assert one.valid.all()
     assert float(one.image[0, -1, 0] - one.image[0, 0, 0]) == pytest.approx(
@@ -120,11 +119,11 @@ def test_whole_slices_are_reduced_by_means(source):
 
 
 def test_a_stack_knows_where_its_slices_lie_and_never_mixes_them(source):
-    cut = dataclasses.replace(SLICES, axes=3, stack=True, views=2)
+    sees = dataclasses.replace(SLICES, axes=3, stack=True, views=2)
     crops = dataclasses.replace(CROPS, size=(16, 16, 8), scale=(0.5, 1.0), flip=0.5)
     volume = source.store.volumes[0]
     for k in range(6):
-        (one,) = Cutter(source, cut, crops, 0).sample(Item(0, 0), str(k))
+        (one,) = Cutter(source, sees, 1, crops, 0).sample(Item(0, 0), str(k))
         assert one.slice_mm.diff().tolist() == [3.0] * 7
         for view in (one.image, *one.views):
             for z in range(8):
@@ -133,19 +132,19 @@ def test_a_stack_knows_where_its_slices_lie_and_never_mixes_them(source):
 
 
 def test_neighbouring_slices_follow_each_other(source):
-    cut = dataclasses.replace(SLICES, neighbours=4)
-    found = items(source.store, "train", cut, CROPS)
-    samples = Cutter(source, cut, CROPS, 0).sample(found[0], "x")
+    sees = dataclasses.replace(SLICES, neighbours=4)
+    found = items(source.store, "train", sees, CROPS)
+    samples = Cutter(source, sees, 1, CROPS, 0).sample(found[0], "x")
     assert len(samples) == 4
     assert [s.index for s in samples] == list(range(samples[0].index, samples[0].index + 4))
 
 
 def test_chance_is_named_and_everything_fits_into_a_batch(source):
-    cut = dataclasses.replace(SLICES, views=2, small=3, channels=3, block=(4, 4), hidden=0.5)
+    sees = dataclasses.replace(SLICES, views=2, small=3, block=(4, 4), hidden=0.5)
     crops = dataclasses.replace(
         CROPS, small_size=(8, 8), scale=(0.3, 1.0), change=1.0, rotate=10.0, flip=0.5
     )
-    cutter = Cutter(source, cut, crops, 5)
+    cutter = Cutter(source, sees, 3, crops, 5)
     state = torch.get_rng_state()
     once, again = ([cutter.sample(Item(k, 0, k), f"{k}")[0] for k in range(3)] for _ in range(2))
     assert torch.equal(state, torch.get_rng_state())
@@ -169,8 +168,8 @@ def test_pictures_and_thick_slices_have_their_axis(store):
 
 
 def test_rare_modalities_come_more_often(store):
-    cut = dataclasses.replace(SLICES, axes=3)
-    found = items(store, "train", cut, dataclasses.replace(CROPS, size=(8, 8, 8)))
+    sees = dataclasses.replace(SLICES, axes=3)
+    found = items(store, "train", sees, dataclasses.replace(CROPS, size=(8, 8, 8)))
     assert len(balanced(found, store)) == 2
 
 

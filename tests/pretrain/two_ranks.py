@@ -19,10 +19,10 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from medssl.config import construct
-from medssl.core.batch import Views
+from medssl.core.batch import Sees, Views
 from medssl.core.random import stream
 from medssl.core.ranks import rank, total, world
-from medssl.method import Encoder, Sees
+from medssl.method import Encoder
 
 BANK = 40
 """Images of the store that clusters are made of."""
